@@ -1,0 +1,48 @@
+// Package link carries typed streams between the host and the guest, and
+// between a command line and kata-proxy. See docs/link.md for the wire format.
+//
+// Over virtio-serial one byte stream is multiplexed; over vsock and unix
+// sockets each stream is a connection of its own. The API is the same.
+package link
+
+import (
+	"context"
+	"net"
+)
+
+// Kind says what a stream carries.
+type Kind uint8
+
+// The kinds of streams. A receiver refuses any other.
+const (
+	KindRPC   Kind = 1 // ttRPC
+	KindStdio Kind = 2 // one of stdin, stdout, stderr of a process
+	KindLog   Kind = 3 // the agent's log, lines of JSON, guest to host
+	KindDebug Kind = 4 // a debug shell
+)
+
+// Header is the first thing on every stream.
+type Header struct {
+	Kind Kind
+	// Container and Exec name the process of a stdio stream, FD which of its
+	// descriptors: 0, 1 or 2. Exec is empty for the init process.
+	Container, Exec string
+	FD              uint8
+}
+
+// Stream is a connection whose two directions end apart from each other.
+type Stream interface {
+	net.Conn
+	// CloseWrite tells the other side that no more will be written. Reading
+	// goes on.
+	CloseWrite() error
+}
+
+// Opener opens streams to the other side. Implementations are safe for
+// concurrent use.
+type Opener interface {
+	// Open opens a stream and sends its header.
+	Open(ctx context.Context, h Header) (Stream, error)
+	// Close closes the link and every stream of it.
+	Close() error
+}

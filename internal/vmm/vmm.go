@@ -1,0 +1,145 @@
+// Package vmm describes a virtual machine as the rest of the project sees it:
+// what it is made of (Config), what can be asked of it (Machine), and what a
+// driver can do (Capabilities). Drivers live below it (vmm/qemu); every driver
+// passes the conformance suite in vmm/vmmtest.
+//
+// A machine is fixed: all its devices exist from its first instruction, and a
+// sandbox fills them in. Nothing is hot-plugged into PCI, so that a machine can
+// later be restored from a template without a change of devices.
+//
+// Life cycle: driver.New(Config) -> Start -> use -> Kill -> Done is closed.
+// Kill never needs the guest and may be called at any time, more than once.
+package vmm
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"time"
+)
+
+// ErrGone is wrapped by every error that is due to the end of the VMM process.
+var ErrGone = errors.New("virtual machine is gone")
+
+// Accel names what runs the guest's instructions.
+type Accel string
+
+// The accelerators. AccelAuto is resolved before a Config is made.
+const (
+	AccelAuto Accel = "auto"
+	AccelKVM  Accel = "kvm"
+	AccelTCG  Accel = "tcg"
+)
+
+// Config is all that a driver needs to know. It holds no defaults: the caller
+// has resolved them. Files are owned by the caller and may be closed after
+// Start has returned.
+type Config struct {
+	// ID is the sandbox's id; it appears in the VMM's command line, so that
+	// the process can be found again by it.
+	ID string
+	// Dir is an existing directory, private to this machine, mode 0700. The
+	// driver puts no file there that it does not remove.
+	Dir string
+	// Binary is the absolute path of the VMM.
+	Binary string
+	// MachineType is "q35" or "microvm".
+	MachineType string
+	// Accel is AccelKVM or AccelTCG.
+	Accel Accel
+	// CPUs is the number of virtual CPUs, at least 1.
+	CPUs int
+	// MemoryMiB is the guest's memory.
+	MemoryMiB int
+	// Kernel is an uncompressed ELF with a PVH note; Initrd a cpio archive.
+	Kernel, Initrd string
+	// KernelParams is appended to the driver's own kernel command line.
+	KernelParams string
+	// Share is the directory that the guest sees.
+	Share Share
+	// NIC is the network device; without Tap it has no peer.
+	NIC NIC
+	// VsockCID is the guest's context id, 0 for no vsock device.
+	VsockCID uint32
+	// Cgroup, when set, is called in the child's place: it receives the pid
+	// of each process the driver starts, before its first use, and puts it
+	// into the sandbox's host cgroup.
+	Cgroup func(pid int) error
+	// Unprivileged makes the driver drop what it can (capabilities, root).
+	Unprivileged bool
+}
+
+// Share is the shared directory.
+type Share struct {
+	// Tag is the mount tag that the guest uses.
+	Tag string
+	// Path is the directory on the host (9p).
+	Path string
+	// Socket is that of a running virtiofsd; when set, the share is virtio-fs
+	// and the guest's memory is shared with it.
+	Socket string
+}
+
+// NIC is the guest's network device.
+type NIC struct {
+	MAC string
+	// Tap holds the open tap device, nil for none.
+	Tap *os.File
+	// VhostNet, when set, is an open /dev/vhost-net.
+	VhostNet *os.File
+	// MTU in bytes; 0 means 1500.
+	MTU int
+}
+
+// Disk is a raw block device or file, opened by the caller.
+type Disk struct {
+	// ID is unique in the machine and is the disk's serial number in the
+	// guest: lower-case letters, digits and dashes, at most 20 characters.
+	ID       string
+	File     *os.File
+	ReadOnly bool
+}
+
+// Capabilities is what a driver can do on this host.
+type Capabilities struct {
+	Disks    bool // AddDisk and RemoveDisk
+	VirtioFS bool
+	Vsock    bool
+	VhostNet bool
+}
+
+// Exit is how a VMM process ended.
+type Exit struct {
+	// Err is nil after a clean end that was asked for; else it says how the
+	// process ended and wraps ErrGone.
+	Err error
+	// Stderr is the tail of what the VMM printed, Console the tail of the
+	// guest's console. Both are raw: quote them before they are printed.
+	Stderr, Console []byte
+	At              time.Time
+}
+
+// Machine is one virtual machine.
+type Machine interface {
+	// Start boots the machine and returns when the VMM runs the guest. On
+	// error nothing is left running, and the error has the cause (exit
+	// status, tail of stderr).
+	Start(ctx context.Context) error
+	// Agent returns the connection to the guest's agent port. It can be asked
+	// for once; the caller closes it. What is written before the guest
+	// listens is delivered when it does.
+	Agent(ctx context.Context) (net.Conn, error)
+	// AddDisk attaches a disk, RemoveDisk takes it away again.
+	AddDisk(ctx context.Context, d Disk) error
+	RemoveDisk(ctx context.Context, id string) error
+	// PIDs are the processes of the machine on the host, the VMM first.
+	PIDs() []int
+	// Console returns the tail of the guest's console so far.
+	Console() []byte
+	// Done is closed when the VMM has ended; then Exit tells how.
+	Done() <-chan struct{}
+	// Kill ends the VMM now and waits until it is gone and what the driver
+	// made is removed. Exit is valid afterwards.
+	Kill(ctx context.Context) Exit
+}
