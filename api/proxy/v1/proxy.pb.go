@@ -38,13 +38,13 @@ type BootRequest struct {
 	CpuLimit         float64           `protobuf:"fixed64,4,opt,name=cpu_limit,json=cpuLimit,proto3" json:"cpu_limit,omitempty"`
 	Sysctls          map[string]string `protobuf:"bytes,5,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	ShmBytes         uint64            `protobuf:"varint,6,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
-	// End the sandbox when this client's connection closes.
-	OwnedByCaller bool `protobuf:"varint,7,opt,name=owned_by_caller,json=ownedByCaller,proto3" json:"owned_by_caller,omitempty"`
-	// End the sandbox when its first container has ended (detached runs with
-	// --rm included).
-	EndWithFirstContainer bool `protobuf:"varint,8,opt,name=end_with_first_container,json=endWithFirstContainer,proto3" json:"end_with_first_container,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// End the sandbox when its first container has ended and its output is
+	// drained. For detached runs, where no caller is left to call Shutdown.
+	EndWithFirstContainer bool `protobuf:"varint,7,opt,name=end_with_first_container,json=endWithFirstContainer,proto3" json:"end_with_first_container,omitempty"`
+	// A CNI network that the proxy sets up in a netns of its own; excludes netns.
+	Cni           *CNI `protobuf:"bytes,8,opt,name=cni,proto3" json:"cni,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BootRequest) Reset() {
@@ -119,13 +119,6 @@ func (x *BootRequest) GetShmBytes() uint64 {
 	return 0
 }
 
-func (x *BootRequest) GetOwnedByCaller() bool {
-	if x != nil {
-		return x.OwnedByCaller
-	}
-	return false
-}
-
 func (x *BootRequest) GetEndWithFirstContainer() bool {
 	if x != nil {
 		return x.EndWithFirstContainer
@@ -133,18 +126,147 @@ func (x *BootRequest) GetEndWithFirstContainer() bool {
 	return false
 }
 
+func (x *BootRequest) GetCni() *CNI {
+	if x != nil {
+		return x.Cni
+	}
+	return nil
+}
+
+type CNI struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Ports         []*PortMapping         `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CNI) Reset() {
+	*x = CNI{}
+	mi := &file_proxy_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CNI) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CNI) ProtoMessage() {}
+
+func (x *CNI) ProtoReflect() protoreflect.Message {
+	mi := &file_proxy_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CNI.ProtoReflect.Descriptor instead.
+func (*CNI) Descriptor() ([]byte, []int) {
+	return file_proxy_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CNI) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *CNI) GetPorts() []*PortMapping {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+type PortMapping struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	HostIp        string                 `protobuf:"bytes,1,opt,name=host_ip,json=hostIp,proto3" json:"host_ip,omitempty"`
+	HostPort      uint32                 `protobuf:"varint,2,opt,name=host_port,json=hostPort,proto3" json:"host_port,omitempty"`
+	ContainerPort uint32                 `protobuf:"varint,3,opt,name=container_port,json=containerPort,proto3" json:"container_port,omitempty"`
+	Protocol      string                 `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"` // "tcp" or "udp"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortMapping) Reset() {
+	*x = PortMapping{}
+	mi := &file_proxy_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortMapping) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortMapping) ProtoMessage() {}
+
+func (x *PortMapping) ProtoReflect() protoreflect.Message {
+	mi := &file_proxy_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortMapping.ProtoReflect.Descriptor instead.
+func (*PortMapping) Descriptor() ([]byte, []int) {
+	return file_proxy_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PortMapping) GetHostIp() string {
+	if x != nil {
+		return x.HostIp
+	}
+	return ""
+}
+
+func (x *PortMapping) GetHostPort() uint32 {
+	if x != nil {
+		return x.HostPort
+	}
+	return 0
+}
+
+func (x *PortMapping) GetContainerPort() uint32 {
+	if x != nil {
+		return x.ContainerPort
+	}
+	return 0
+}
+
+func (x *PortMapping) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
 type BootResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	VmmPid        uint32                 `protobuf:"varint,1,opt,name=vmm_pid,json=vmmPid,proto3" json:"vmm_pid,omitempty"`
 	Accel         string                 `protobuf:"bytes,2,opt,name=accel,proto3" json:"accel,omitempty"` // "kvm" or "tcg"
 	KernelRelease string                 `protobuf:"bytes,3,opt,name=kernel_release,json=kernelRelease,proto3" json:"kernel_release,omitempty"`
+	Addresses     []string               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"` // CIDR, of the CNI network
+	Nameservers   []string               `protobuf:"bytes,5,rep,name=nameservers,proto3" json:"nameservers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BootResponse) Reset() {
 	*x = BootResponse{}
-	mi := &file_proxy_proto_msgTypes[1]
+	mi := &file_proxy_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -156,7 +278,7 @@ func (x *BootResponse) String() string {
 func (*BootResponse) ProtoMessage() {}
 
 func (x *BootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[1]
+	mi := &file_proxy_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -169,7 +291,7 @@ func (x *BootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootResponse.ProtoReflect.Descriptor instead.
 func (*BootResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{1}
+	return file_proxy_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *BootResponse) GetVmmPid() uint32 {
@@ -193,6 +315,20 @@ func (x *BootResponse) GetKernelRelease() string {
 	return ""
 }
 
+func (x *BootResponse) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *BootResponse) GetNameservers() []string {
+	if x != nil {
+		return x.Nameservers
+	}
+	return nil
+}
+
 // RootfsMount is a mount that the proxy makes, in its own mount namespace, to
 // get the root file system. None: the bundle's root.path is used as it is.
 type RootfsMount struct {
@@ -206,7 +342,7 @@ type RootfsMount struct {
 
 func (x *RootfsMount) Reset() {
 	*x = RootfsMount{}
-	mi := &file_proxy_proto_msgTypes[2]
+	mi := &file_proxy_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -218,7 +354,7 @@ func (x *RootfsMount) String() string {
 func (*RootfsMount) ProtoMessage() {}
 
 func (x *RootfsMount) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[2]
+	mi := &file_proxy_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -231,7 +367,7 @@ func (x *RootfsMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootfsMount.ProtoReflect.Descriptor instead.
 func (*RootfsMount) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{2}
+	return file_proxy_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RootfsMount) GetType() string {
@@ -264,14 +400,16 @@ type CreateRequest struct {
 	Stdout bool                   `protobuf:"varint,5,opt,name=stdout,proto3" json:"stdout,omitempty"`
 	Stderr bool                   `protobuf:"varint,6,opt,name=stderr,proto3" json:"stderr,omitempty"`
 	// Write stdout and stderr to this log file instead of streams.
-	LogPath       string `protobuf:"bytes,7,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
+	LogPath string `protobuf:"bytes,7,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
+	// When the init process has ended, write its WaitResponse here, as JSON.
+	ExitPath      string `protobuf:"bytes,8,opt,name=exit_path,json=exitPath,proto3" json:"exit_path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_proxy_proto_msgTypes[3]
+	mi := &file_proxy_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -283,7 +421,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[3]
+	mi := &file_proxy_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -296,7 +434,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{3}
+	return file_proxy_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CreateRequest) GetId() string {
@@ -348,6 +486,13 @@ func (x *CreateRequest) GetLogPath() string {
 	return ""
 }
 
+func (x *CreateRequest) GetExitPath() string {
+	if x != nil {
+		return x.ExitPath
+	}
+	return ""
+}
+
 type CreateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -357,7 +502,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_proxy_proto_msgTypes[4]
+	mi := &file_proxy_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -369,7 +514,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[4]
+	mi := &file_proxy_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -382,7 +527,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{4}
+	return file_proxy_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateResponse) GetPid() uint32 {
@@ -406,7 +551,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_proxy_proto_msgTypes[5]
+	mi := &file_proxy_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -418,7 +563,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[5]
+	mi := &file_proxy_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -431,7 +576,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{5}
+	return file_proxy_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -484,7 +629,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_proxy_proto_msgTypes[6]
+	mi := &file_proxy_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +641,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[6]
+	mi := &file_proxy_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +654,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{6}
+	return file_proxy_proto_rawDescGZIP(), []int{8}
 }
 
 type StartRequest struct {
@@ -522,7 +667,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_proxy_proto_msgTypes[7]
+	mi := &file_proxy_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +679,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[7]
+	mi := &file_proxy_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +692,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{7}
+	return file_proxy_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StartRequest) GetContainer() string {
@@ -573,7 +718,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_proxy_proto_msgTypes[8]
+	mi := &file_proxy_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +730,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[8]
+	mi := &file_proxy_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +743,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{8}
+	return file_proxy_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -620,7 +765,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_proxy_proto_msgTypes[9]
+	mi := &file_proxy_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +777,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[9]
+	mi := &file_proxy_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +790,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{9}
+	return file_proxy_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -684,7 +829,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_proxy_proto_msgTypes[10]
+	mi := &file_proxy_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +841,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[10]
+	mi := &file_proxy_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +854,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{10}
+	return file_proxy_proto_rawDescGZIP(), []int{12}
 }
 
 type WaitRequest struct {
@@ -722,7 +867,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_proxy_proto_msgTypes[11]
+	mi := &file_proxy_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +879,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[11]
+	mi := &file_proxy_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +892,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{11}
+	return file_proxy_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WaitRequest) GetContainer() string {
@@ -778,7 +923,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_proxy_proto_msgTypes[12]
+	mi := &file_proxy_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +935,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[12]
+	mi := &file_proxy_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +948,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{12}
+	return file_proxy_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WaitResponse) GetExitCode() uint32 {
@@ -846,7 +991,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_proxy_proto_msgTypes[13]
+	mi := &file_proxy_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +1003,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[13]
+	mi := &file_proxy_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +1016,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{13}
+	return file_proxy_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -910,7 +1055,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_proxy_proto_msgTypes[14]
+	mi := &file_proxy_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1067,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[14]
+	mi := &file_proxy_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1080,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{14}
+	return file_proxy_proto_rawDescGZIP(), []int{16}
 }
 
 type DeleteRequest struct {
@@ -948,7 +1093,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_proxy_proto_msgTypes[15]
+	mi := &file_proxy_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1105,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[15]
+	mi := &file_proxy_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1118,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{15}
+	return file_proxy_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteRequest) GetContainer() string {
@@ -998,7 +1143,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_proxy_proto_msgTypes[16]
+	mi := &file_proxy_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1155,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[16]
+	mi := &file_proxy_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1168,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{16}
+	return file_proxy_proto_rawDescGZIP(), []int{18}
 }
 
 type PauseRequest struct {
@@ -1035,7 +1180,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_proxy_proto_msgTypes[17]
+	mi := &file_proxy_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1192,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[17]
+	mi := &file_proxy_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1205,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{17}
+	return file_proxy_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PauseRequest) GetContainer() string {
@@ -1078,7 +1223,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_proxy_proto_msgTypes[18]
+	mi := &file_proxy_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1235,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[18]
+	mi := &file_proxy_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1248,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{18}
+	return file_proxy_proto_rawDescGZIP(), []int{20}
 }
 
 type ResumeRequest struct {
@@ -1115,7 +1260,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_proxy_proto_msgTypes[19]
+	mi := &file_proxy_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1272,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[19]
+	mi := &file_proxy_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1285,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{19}
+	return file_proxy_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResumeRequest) GetContainer() string {
@@ -1158,7 +1303,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_proxy_proto_msgTypes[20]
+	mi := &file_proxy_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1315,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[20]
+	mi := &file_proxy_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1328,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{20}
+	return file_proxy_proto_rawDescGZIP(), []int{22}
 }
 
 type UpdateRequest struct {
@@ -1196,7 +1341,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_proxy_proto_msgTypes[21]
+	mi := &file_proxy_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1353,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[21]
+	mi := &file_proxy_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1366,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{21}
+	return file_proxy_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UpdateRequest) GetContainer() string {
@@ -1246,7 +1391,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_proxy_proto_msgTypes[22]
+	mi := &file_proxy_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1403,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[22]
+	mi := &file_proxy_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1416,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{22}
+	return file_proxy_proto_rawDescGZIP(), []int{24}
 }
 
 type StatsRequest struct {
@@ -1283,7 +1428,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_proxy_proto_msgTypes[23]
+	mi := &file_proxy_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1440,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[23]
+	mi := &file_proxy_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1453,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{23}
+	return file_proxy_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StatsRequest) GetContainer() string {
@@ -1328,7 +1473,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_proxy_proto_msgTypes[24]
+	mi := &file_proxy_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1485,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[24]
+	mi := &file_proxy_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1498,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{24}
+	return file_proxy_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StatsResponse) GetStats() []byte {
@@ -1372,7 +1517,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_proxy_proto_msgTypes[25]
+	mi := &file_proxy_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1529,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[25]
+	mi := &file_proxy_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1542,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{25}
+	return file_proxy_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProcessesRequest) GetContainer() string {
@@ -1417,7 +1562,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_proxy_proto_msgTypes[26]
+	mi := &file_proxy_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1574,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[26]
+	mi := &file_proxy_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1587,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{26}
+	return file_proxy_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProcessesResponse) GetProcesses() []byte {
@@ -1460,7 +1605,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_proxy_proto_msgTypes[27]
+	mi := &file_proxy_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1617,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[27]
+	mi := &file_proxy_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1630,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{27}
+	return file_proxy_proto_rawDescGZIP(), []int{29}
 }
 
 type ShutdownResponse struct {
@@ -1496,7 +1641,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_proxy_proto_msgTypes[28]
+	mi := &file_proxy_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1653,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[28]
+	mi := &file_proxy_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1666,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{28}
+	return file_proxy_proto_rawDescGZIP(), []int{30}
 }
 
 type TraceRequest struct {
@@ -1532,7 +1677,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_proxy_proto_msgTypes[29]
+	mi := &file_proxy_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1689,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[29]
+	mi := &file_proxy_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1702,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{29}
+	return file_proxy_proto_rawDescGZIP(), []int{31}
 }
 
 type TraceResponse struct {
@@ -1569,7 +1714,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_proxy_proto_msgTypes[30]
+	mi := &file_proxy_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1581,7 +1726,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[30]
+	mi := &file_proxy_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1594,7 +1739,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{30}
+	return file_proxy_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TraceResponse) GetPhases() []*TracePhase {
@@ -1615,7 +1760,7 @@ type TracePhase struct {
 
 func (x *TracePhase) Reset() {
 	*x = TracePhase{}
-	mi := &file_proxy_proto_msgTypes[31]
+	mi := &file_proxy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1772,7 @@ func (x *TracePhase) String() string {
 func (*TracePhase) ProtoMessage() {}
 
 func (x *TracePhase) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[31]
+	mi := &file_proxy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1785,7 @@ func (x *TracePhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TracePhase.ProtoReflect.Descriptor instead.
 func (*TracePhase) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{31}
+	return file_proxy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TracePhase) GetName() string {
@@ -1668,27 +1813,37 @@ var File_proxy_proto protoreflect.FileDescriptor
 
 const file_proxy_proto_rawDesc = "" +
 	"\n" +
-	"\vproxy.proto\x12\rkata.proxy.v1\"\x87\x03\n" +
+	"\vproxy.proto\x12\rkata.proxy.v1\"\x85\x03\n" +
 	"\vBootRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12,\n" +
 	"\x12memory_limit_bytes\x18\x03 \x01(\x03R\x10memoryLimitBytes\x12\x1b\n" +
 	"\tcpu_limit\x18\x04 \x01(\x01R\bcpuLimit\x12A\n" +
 	"\asysctls\x18\x05 \x03(\v2'.kata.proxy.v1.BootRequest.SysctlsEntryR\asysctls\x12\x1b\n" +
-	"\tshm_bytes\x18\x06 \x01(\x04R\bshmBytes\x12&\n" +
-	"\x0fowned_by_caller\x18\a \x01(\bR\rownedByCaller\x127\n" +
-	"\x18end_with_first_container\x18\b \x01(\bR\x15endWithFirstContainer\x1a:\n" +
+	"\tshm_bytes\x18\x06 \x01(\x04R\bshmBytes\x127\n" +
+	"\x18end_with_first_container\x18\a \x01(\bR\x15endWithFirstContainer\x12$\n" +
+	"\x03cni\x18\b \x01(\v2\x12.kata.proxy.v1.CNIR\x03cni\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"d\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
+	"\x03CNI\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\x120\n" +
+	"\x05ports\x18\x02 \x03(\v2\x1a.kata.proxy.v1.PortMappingR\x05ports\"\x86\x01\n" +
+	"\vPortMapping\x12\x17\n" +
+	"\ahost_ip\x18\x01 \x01(\tR\x06hostIp\x12\x1b\n" +
+	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12%\n" +
+	"\x0econtainer_port\x18\x03 \x01(\rR\rcontainerPort\x12\x1a\n" +
+	"\bprotocol\x18\x04 \x01(\tR\bprotocol\"\xa4\x01\n" +
 	"\fBootResponse\x12\x17\n" +
 	"\avmm_pid\x18\x01 \x01(\rR\x06vmmPid\x12\x14\n" +
 	"\x05accel\x18\x02 \x01(\tR\x05accel\x12%\n" +
-	"\x0ekernel_release\x18\x03 \x01(\tR\rkernelRelease\"S\n" +
+	"\x0ekernel_release\x18\x03 \x01(\tR\rkernelRelease\x12\x1c\n" +
+	"\taddresses\x18\x04 \x03(\tR\taddresses\x12 \n" +
+	"\vnameservers\x18\x05 \x03(\tR\vnameservers\"S\n" +
 	"\vRootfsMount\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
-	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xcc\x01\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xe9\x01\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x122\n" +
@@ -1696,7 +1851,8 @@ const file_proxy_proto_rawDesc = "" +
 	"\x05stdin\x18\x04 \x01(\bR\x05stdin\x12\x16\n" +
 	"\x06stdout\x18\x05 \x01(\bR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x06 \x01(\bR\x06stderr\x12\x19\n" +
-	"\blog_path\x18\a \x01(\tR\alogPath\"\"\n" +
+	"\blog_path\x18\a \x01(\tR\alogPath\x12\x1b\n" +
+	"\texit_path\x18\b \x01(\tR\bexitPath\"\"\n" +
 	"\x0eCreateResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x9f\x01\n" +
 	"\vExecRequest\x12\x1c\n" +
@@ -1795,81 +1951,85 @@ func file_proxy_proto_rawDescGZIP() []byte {
 	return file_proxy_proto_rawDescData
 }
 
-var file_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_proxy_proto_goTypes = []any{
 	(*BootRequest)(nil),       // 0: kata.proxy.v1.BootRequest
-	(*BootResponse)(nil),      // 1: kata.proxy.v1.BootResponse
-	(*RootfsMount)(nil),       // 2: kata.proxy.v1.RootfsMount
-	(*CreateRequest)(nil),     // 3: kata.proxy.v1.CreateRequest
-	(*CreateResponse)(nil),    // 4: kata.proxy.v1.CreateResponse
-	(*ExecRequest)(nil),       // 5: kata.proxy.v1.ExecRequest
-	(*ExecResponse)(nil),      // 6: kata.proxy.v1.ExecResponse
-	(*StartRequest)(nil),      // 7: kata.proxy.v1.StartRequest
-	(*StartResponse)(nil),     // 8: kata.proxy.v1.StartResponse
-	(*SignalRequest)(nil),     // 9: kata.proxy.v1.SignalRequest
-	(*SignalResponse)(nil),    // 10: kata.proxy.v1.SignalResponse
-	(*WaitRequest)(nil),       // 11: kata.proxy.v1.WaitRequest
-	(*WaitResponse)(nil),      // 12: kata.proxy.v1.WaitResponse
-	(*ResizeRequest)(nil),     // 13: kata.proxy.v1.ResizeRequest
-	(*ResizeResponse)(nil),    // 14: kata.proxy.v1.ResizeResponse
-	(*DeleteRequest)(nil),     // 15: kata.proxy.v1.DeleteRequest
-	(*DeleteResponse)(nil),    // 16: kata.proxy.v1.DeleteResponse
-	(*PauseRequest)(nil),      // 17: kata.proxy.v1.PauseRequest
-	(*PauseResponse)(nil),     // 18: kata.proxy.v1.PauseResponse
-	(*ResumeRequest)(nil),     // 19: kata.proxy.v1.ResumeRequest
-	(*ResumeResponse)(nil),    // 20: kata.proxy.v1.ResumeResponse
-	(*UpdateRequest)(nil),     // 21: kata.proxy.v1.UpdateRequest
-	(*UpdateResponse)(nil),    // 22: kata.proxy.v1.UpdateResponse
-	(*StatsRequest)(nil),      // 23: kata.proxy.v1.StatsRequest
-	(*StatsResponse)(nil),     // 24: kata.proxy.v1.StatsResponse
-	(*ProcessesRequest)(nil),  // 25: kata.proxy.v1.ProcessesRequest
-	(*ProcessesResponse)(nil), // 26: kata.proxy.v1.ProcessesResponse
-	(*ShutdownRequest)(nil),   // 27: kata.proxy.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),  // 28: kata.proxy.v1.ShutdownResponse
-	(*TraceRequest)(nil),      // 29: kata.proxy.v1.TraceRequest
-	(*TraceResponse)(nil),     // 30: kata.proxy.v1.TraceResponse
-	(*TracePhase)(nil),        // 31: kata.proxy.v1.TracePhase
-	nil,                       // 32: kata.proxy.v1.BootRequest.SysctlsEntry
+	(*CNI)(nil),               // 1: kata.proxy.v1.CNI
+	(*PortMapping)(nil),       // 2: kata.proxy.v1.PortMapping
+	(*BootResponse)(nil),      // 3: kata.proxy.v1.BootResponse
+	(*RootfsMount)(nil),       // 4: kata.proxy.v1.RootfsMount
+	(*CreateRequest)(nil),     // 5: kata.proxy.v1.CreateRequest
+	(*CreateResponse)(nil),    // 6: kata.proxy.v1.CreateResponse
+	(*ExecRequest)(nil),       // 7: kata.proxy.v1.ExecRequest
+	(*ExecResponse)(nil),      // 8: kata.proxy.v1.ExecResponse
+	(*StartRequest)(nil),      // 9: kata.proxy.v1.StartRequest
+	(*StartResponse)(nil),     // 10: kata.proxy.v1.StartResponse
+	(*SignalRequest)(nil),     // 11: kata.proxy.v1.SignalRequest
+	(*SignalResponse)(nil),    // 12: kata.proxy.v1.SignalResponse
+	(*WaitRequest)(nil),       // 13: kata.proxy.v1.WaitRequest
+	(*WaitResponse)(nil),      // 14: kata.proxy.v1.WaitResponse
+	(*ResizeRequest)(nil),     // 15: kata.proxy.v1.ResizeRequest
+	(*ResizeResponse)(nil),    // 16: kata.proxy.v1.ResizeResponse
+	(*DeleteRequest)(nil),     // 17: kata.proxy.v1.DeleteRequest
+	(*DeleteResponse)(nil),    // 18: kata.proxy.v1.DeleteResponse
+	(*PauseRequest)(nil),      // 19: kata.proxy.v1.PauseRequest
+	(*PauseResponse)(nil),     // 20: kata.proxy.v1.PauseResponse
+	(*ResumeRequest)(nil),     // 21: kata.proxy.v1.ResumeRequest
+	(*ResumeResponse)(nil),    // 22: kata.proxy.v1.ResumeResponse
+	(*UpdateRequest)(nil),     // 23: kata.proxy.v1.UpdateRequest
+	(*UpdateResponse)(nil),    // 24: kata.proxy.v1.UpdateResponse
+	(*StatsRequest)(nil),      // 25: kata.proxy.v1.StatsRequest
+	(*StatsResponse)(nil),     // 26: kata.proxy.v1.StatsResponse
+	(*ProcessesRequest)(nil),  // 27: kata.proxy.v1.ProcessesRequest
+	(*ProcessesResponse)(nil), // 28: kata.proxy.v1.ProcessesResponse
+	(*ShutdownRequest)(nil),   // 29: kata.proxy.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),  // 30: kata.proxy.v1.ShutdownResponse
+	(*TraceRequest)(nil),      // 31: kata.proxy.v1.TraceRequest
+	(*TraceResponse)(nil),     // 32: kata.proxy.v1.TraceResponse
+	(*TracePhase)(nil),        // 33: kata.proxy.v1.TracePhase
+	nil,                       // 34: kata.proxy.v1.BootRequest.SysctlsEntry
 }
 var file_proxy_proto_depIdxs = []int32{
-	32, // 0: kata.proxy.v1.BootRequest.sysctls:type_name -> kata.proxy.v1.BootRequest.SysctlsEntry
-	2,  // 1: kata.proxy.v1.CreateRequest.rootfs:type_name -> kata.proxy.v1.RootfsMount
-	31, // 2: kata.proxy.v1.TraceResponse.phases:type_name -> kata.proxy.v1.TracePhase
-	0,  // 3: kata.proxy.v1.Proxy.Boot:input_type -> kata.proxy.v1.BootRequest
-	3,  // 4: kata.proxy.v1.Proxy.Create:input_type -> kata.proxy.v1.CreateRequest
-	5,  // 5: kata.proxy.v1.Proxy.Exec:input_type -> kata.proxy.v1.ExecRequest
-	7,  // 6: kata.proxy.v1.Proxy.Start:input_type -> kata.proxy.v1.StartRequest
-	9,  // 7: kata.proxy.v1.Proxy.Signal:input_type -> kata.proxy.v1.SignalRequest
-	11, // 8: kata.proxy.v1.Proxy.Wait:input_type -> kata.proxy.v1.WaitRequest
-	13, // 9: kata.proxy.v1.Proxy.Resize:input_type -> kata.proxy.v1.ResizeRequest
-	15, // 10: kata.proxy.v1.Proxy.Delete:input_type -> kata.proxy.v1.DeleteRequest
-	17, // 11: kata.proxy.v1.Proxy.Pause:input_type -> kata.proxy.v1.PauseRequest
-	19, // 12: kata.proxy.v1.Proxy.Resume:input_type -> kata.proxy.v1.ResumeRequest
-	21, // 13: kata.proxy.v1.Proxy.Update:input_type -> kata.proxy.v1.UpdateRequest
-	23, // 14: kata.proxy.v1.Proxy.Stats:input_type -> kata.proxy.v1.StatsRequest
-	25, // 15: kata.proxy.v1.Proxy.Processes:input_type -> kata.proxy.v1.ProcessesRequest
-	27, // 16: kata.proxy.v1.Proxy.Shutdown:input_type -> kata.proxy.v1.ShutdownRequest
-	29, // 17: kata.proxy.v1.Proxy.Trace:input_type -> kata.proxy.v1.TraceRequest
-	1,  // 18: kata.proxy.v1.Proxy.Boot:output_type -> kata.proxy.v1.BootResponse
-	4,  // 19: kata.proxy.v1.Proxy.Create:output_type -> kata.proxy.v1.CreateResponse
-	6,  // 20: kata.proxy.v1.Proxy.Exec:output_type -> kata.proxy.v1.ExecResponse
-	8,  // 21: kata.proxy.v1.Proxy.Start:output_type -> kata.proxy.v1.StartResponse
-	10, // 22: kata.proxy.v1.Proxy.Signal:output_type -> kata.proxy.v1.SignalResponse
-	12, // 23: kata.proxy.v1.Proxy.Wait:output_type -> kata.proxy.v1.WaitResponse
-	14, // 24: kata.proxy.v1.Proxy.Resize:output_type -> kata.proxy.v1.ResizeResponse
-	16, // 25: kata.proxy.v1.Proxy.Delete:output_type -> kata.proxy.v1.DeleteResponse
-	18, // 26: kata.proxy.v1.Proxy.Pause:output_type -> kata.proxy.v1.PauseResponse
-	20, // 27: kata.proxy.v1.Proxy.Resume:output_type -> kata.proxy.v1.ResumeResponse
-	22, // 28: kata.proxy.v1.Proxy.Update:output_type -> kata.proxy.v1.UpdateResponse
-	24, // 29: kata.proxy.v1.Proxy.Stats:output_type -> kata.proxy.v1.StatsResponse
-	26, // 30: kata.proxy.v1.Proxy.Processes:output_type -> kata.proxy.v1.ProcessesResponse
-	28, // 31: kata.proxy.v1.Proxy.Shutdown:output_type -> kata.proxy.v1.ShutdownResponse
-	30, // 32: kata.proxy.v1.Proxy.Trace:output_type -> kata.proxy.v1.TraceResponse
-	18, // [18:33] is the sub-list for method output_type
-	3,  // [3:18] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	34, // 0: kata.proxy.v1.BootRequest.sysctls:type_name -> kata.proxy.v1.BootRequest.SysctlsEntry
+	1,  // 1: kata.proxy.v1.BootRequest.cni:type_name -> kata.proxy.v1.CNI
+	2,  // 2: kata.proxy.v1.CNI.ports:type_name -> kata.proxy.v1.PortMapping
+	4,  // 3: kata.proxy.v1.CreateRequest.rootfs:type_name -> kata.proxy.v1.RootfsMount
+	33, // 4: kata.proxy.v1.TraceResponse.phases:type_name -> kata.proxy.v1.TracePhase
+	0,  // 5: kata.proxy.v1.Proxy.Boot:input_type -> kata.proxy.v1.BootRequest
+	5,  // 6: kata.proxy.v1.Proxy.Create:input_type -> kata.proxy.v1.CreateRequest
+	7,  // 7: kata.proxy.v1.Proxy.Exec:input_type -> kata.proxy.v1.ExecRequest
+	9,  // 8: kata.proxy.v1.Proxy.Start:input_type -> kata.proxy.v1.StartRequest
+	11, // 9: kata.proxy.v1.Proxy.Signal:input_type -> kata.proxy.v1.SignalRequest
+	13, // 10: kata.proxy.v1.Proxy.Wait:input_type -> kata.proxy.v1.WaitRequest
+	15, // 11: kata.proxy.v1.Proxy.Resize:input_type -> kata.proxy.v1.ResizeRequest
+	17, // 12: kata.proxy.v1.Proxy.Delete:input_type -> kata.proxy.v1.DeleteRequest
+	19, // 13: kata.proxy.v1.Proxy.Pause:input_type -> kata.proxy.v1.PauseRequest
+	21, // 14: kata.proxy.v1.Proxy.Resume:input_type -> kata.proxy.v1.ResumeRequest
+	23, // 15: kata.proxy.v1.Proxy.Update:input_type -> kata.proxy.v1.UpdateRequest
+	25, // 16: kata.proxy.v1.Proxy.Stats:input_type -> kata.proxy.v1.StatsRequest
+	27, // 17: kata.proxy.v1.Proxy.Processes:input_type -> kata.proxy.v1.ProcessesRequest
+	29, // 18: kata.proxy.v1.Proxy.Shutdown:input_type -> kata.proxy.v1.ShutdownRequest
+	31, // 19: kata.proxy.v1.Proxy.Trace:input_type -> kata.proxy.v1.TraceRequest
+	3,  // 20: kata.proxy.v1.Proxy.Boot:output_type -> kata.proxy.v1.BootResponse
+	6,  // 21: kata.proxy.v1.Proxy.Create:output_type -> kata.proxy.v1.CreateResponse
+	8,  // 22: kata.proxy.v1.Proxy.Exec:output_type -> kata.proxy.v1.ExecResponse
+	10, // 23: kata.proxy.v1.Proxy.Start:output_type -> kata.proxy.v1.StartResponse
+	12, // 24: kata.proxy.v1.Proxy.Signal:output_type -> kata.proxy.v1.SignalResponse
+	14, // 25: kata.proxy.v1.Proxy.Wait:output_type -> kata.proxy.v1.WaitResponse
+	16, // 26: kata.proxy.v1.Proxy.Resize:output_type -> kata.proxy.v1.ResizeResponse
+	18, // 27: kata.proxy.v1.Proxy.Delete:output_type -> kata.proxy.v1.DeleteResponse
+	20, // 28: kata.proxy.v1.Proxy.Pause:output_type -> kata.proxy.v1.PauseResponse
+	22, // 29: kata.proxy.v1.Proxy.Resume:output_type -> kata.proxy.v1.ResumeResponse
+	24, // 30: kata.proxy.v1.Proxy.Update:output_type -> kata.proxy.v1.UpdateResponse
+	26, // 31: kata.proxy.v1.Proxy.Stats:output_type -> kata.proxy.v1.StatsResponse
+	28, // 32: kata.proxy.v1.Proxy.Processes:output_type -> kata.proxy.v1.ProcessesResponse
+	30, // 33: kata.proxy.v1.Proxy.Shutdown:output_type -> kata.proxy.v1.ShutdownResponse
+	32, // 34: kata.proxy.v1.Proxy.Trace:output_type -> kata.proxy.v1.TraceResponse
+	20, // [20:35] is the sub-list for method output_type
+	5,  // [5:20] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_proxy_proto_init() }
@@ -1883,7 +2043,7 @@ func file_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proxy_proto_rawDesc), len(file_proxy_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
