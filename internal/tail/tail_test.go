@@ -1,0 +1,30 @@
+package tail
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+)
+
+func TestBufferKeepsTheEnd(t *testing.T) {
+	for _, limit := range []int{0, 1, 3, 16, 1000} {
+		t.Run(fmt.Sprint(limit), func(t *testing.T) {
+			b := New(limit)
+			var all []byte
+			for i := range 200 {
+				piece := bytes.Repeat([]byte{byte(i)}, i%23)
+				all = append(all, piece...)
+				if n, err := b.Write(piece); n != len(piece) || err != nil {
+					t.Fatalf("Write() = %d, %v; want %d, nil", n, err, len(piece))
+				}
+				want := all[max(0, len(all)-limit):]
+				if got := b.Bytes(); !bytes.Equal(got, want) {
+					t.Fatalf("after %d bytes: got %v, want %v", len(all), got, want)
+				}
+				if len(b.buf) > 2*limit {
+					t.Fatalf("holds %d bytes, want at most %d", len(b.buf), 2*limit)
+				}
+			}
+		})
+	}
+}

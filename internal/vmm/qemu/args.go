@@ -1,0 +1,173 @@
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/seed-efd44b36/kata/internal/vmm"
+)
+
+// kernelParams are what the driver relies on: the console is the first serial
+// port, and a guest that panics or reboots ends QEMU (with -no-reboot).
+const kernelParams = "console=ttyS0 quiet panic=-1 reboot=t"
+
+// agentPort is the name of the virtio-serial port in the guest.
+const agentPort = "agent.0"
+
+// firstFD is the number that the first file passed to QEMU has there.
+const firstFD = 3
+
+// backends are the open files that QEMU's devices use. Files that are nil
+// stand for devices, or parts of devices, that this machine does not have.
+type backends struct {
+	agent, qmp, console *os.File
+	tap, vhostNet       *os.File
+	vhostVsock          *os.File
+	virtiofs            *os.File
+}
+
+// commandLine collects QEMU's arguments and the files that go with them.
+type commandLine struct {
+	args  []string
+	files []*os.File
+}
+
+func (l *commandLine) add(args ...string) { l.args = append(l.args, args...) }
+
+// fd adds a file and returns its number in the child.
+func (l *commandLine) fd(f *os.File) string {
+	l.files = append(l.files, f)
+	return strconv.Itoa(firstFD + len(l.files) - 1)
+}
+
+// arguments returns the command line of the fixed machine: all its devices
+// exist from the start, in this order, whatever the sandbox makes of them.
+func arguments(c vmm.Config, b backends) commandLine {
+	var l commandLine
+	bus := "-pci"
+	if c.MachineType == "microvm" {
+		bus = "-device"
+	}
+
+	// The id is an argument of its own, so that the process can be found by it.
+	l.add("-name", c.ID)
+	l.add("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S")
+	l.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	l.add("-M", machine(c))
+	l.add("-accel", accel(c), "-cpu", cpu(c), "-smp", strconv.Itoa(c.CPUs))
+	l.add("-m", strconv.Itoa(c.MemoryMiB), "-object", memory(c))
+	l.add("-rtc", "base=utc")
+	l.add("-kernel", c.Kernel, "-initrd", c.Initrd)
+	l.add("-append", strings.TrimSpace(kernelParams+" "+c.KernelParams))
+
+	l.add("-chardev", "socket,id=qmp,fd="+l.fd(b.qmp), "-mon", "chardev=qmp,mode=control")
+	l.add("-chardev", "socket,id=console,fd="+l.fd(b.console), "-serial", "chardev:console")
+
+	l.add("-device", "virtio-serial"+bus+",id=serial")
+	l.add("-chardev", "socket,id=agent,fd="+l.fd(b.agent))
+	l.add("-device", "virtserialport,bus=serial.0,chardev=agent,name="+agentPort)
+
+	l.add("-device", "virtio-rng"+bus)
+	l.add("-device", "virtio-balloon"+bus+",free-page-reporting=on")
+	l.add("-device", "virtio-scsi"+bus+",id=scsi")
+	l.share(c.Share, bus, b.virtiofs)
+	l.nic(c.NIC, bus, b)
+	if c.VsockCID != 0 {
+		l.add("-device", fmt.Sprintf("vhost-vsock%s,guest-cid=%d,vhostfd=%s", bus, c.VsockCID, l.fd(b.vhostVsock)))
+	}
+	return l
+}
+
+func (l *commandLine) share(s vmm.Share, bus string, virtiofs *os.File) {
+	switch {
+	case virtiofs != nil:
+		l.add("-chardev", "socket,id=share,fd="+l.fd(virtiofs))
+		l.add("-device", "vhost-user-fs"+bus+",chardev=share,queue-size=1024,tag="+escape(s.Tag))
+	case s.Path != "":
+		// The share holds mounts of several file systems, whose inode numbers
+		// may be the same: remap makes them differ in the guest.
+		l.add("-fsdev", "local,id=share,security_model=passthrough,multidevs=remap,path="+escape(s.Path))
+		l.add("-device", "virtio-9p"+bus+",fsdev=share,mount_tag="+escape(s.Tag))
+	}
+}
+
+func (l *commandLine) nic(n vmm.NIC, bus string, b backends) {
+	device := "virtio-net" + bus
+	if bus == "-pci" {
+		device += ",romfile=" // no network boot
+	}
+	if b.tap != nil {
+		netdev := "tap,id=net,fd=" + l.fd(b.tap)
+		if b.vhostNet != nil {
+			netdev += ",vhost=on,vhostfd=" + l.fd(b.vhostNet)
+		}
+		l.add("-netdev", netdev)
+		device += ",netdev=net"
+	}
+	if n.MAC != "" {
+		device += ",mac=" + n.MAC
+	}
+	if n.MTU != 0 {
+		device += ",host_mtu=" + strconv.Itoa(n.MTU)
+	}
+	l.add("-device", device)
+}
+
+func machine(c vmm.Config) string {
+	if c.MachineType == "microvm" {
+		return "microvm,acpi=off,memory-backend=ram"
+	}
+	// Without the parts of a PC that nobody uses: fewer devices for the guest
+	// to find, and less of QEMU within its reach.
+	return "q35,graphics=off,sata=off,smbus=off,usb=off,vmport=off,hpet=off,i8042=off,memory-backend=ram"
+}
+
+func accel(c vmm.Config) string {
+	if c.Accel == vmm.AccelKVM {
+		return "kvm"
+	}
+	// The cache of translated code is memory of the host, and is never given
+	// back: bound it.
+	return "tcg,thread=multi,tb-size=128"
+}
+
+func cpu(c vmm.Config) string {
+	if c.Accel == vmm.AccelKVM {
+		return "host"
+	}
+	return "max"
+}
+
+func memory(c vmm.Config) string {
+	if c.Share.Socket != "" {
+		return fmt.Sprintf("memory-backend-memfd,id=ram,share=on,size=%dM", c.MemoryMiB)
+	}
+	return fmt.Sprintf("memory-backend-ram,id=ram,size=%dM", c.MemoryMiB)
+}
+
+// escape makes s one value in QEMU's lists of options.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// validate finds what would make a command line that means something else.
+func validate(c vmm.Config) error {
+	switch {
+	case !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`).MatchString(c.ID):
+		return fmt.Errorf("sandbox id %q has other characters than letters, digits, '_', '.' and '-'", c.ID)
+	case c.MachineType != "q35" && c.MachineType != "microvm":
+		return fmt.Errorf("machine type %q is not q35 or microvm", c.MachineType)
+	case c.Accel != vmm.AccelKVM && c.Accel != vmm.AccelTCG:
+		return fmt.Errorf("accelerator %q is not kvm or tcg", c.Accel)
+	case c.CPUs < 1:
+		return fmt.Errorf("%d virtual CPUs: at least 1 is needed", c.CPUs)
+	case c.MemoryMiB < 64:
+		return fmt.Errorf("%d MiB of memory: at least 64 are needed", c.MemoryMiB)
+	case c.NIC.MAC != "" && !regexp.MustCompile(`^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$`).MatchString(c.NIC.MAC):
+		return fmt.Errorf("MAC address %q is not six pairs of hexadecimal digits", c.NIC.MAC)
+	case c.VsockCID == 1 || c.VsockCID == 2 || c.VsockCID == 1<<32-1:
+		return fmt.Errorf("vsock context id %d is reserved", c.VsockCID)
+	}
+	return nil
+}
