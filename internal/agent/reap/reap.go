@@ -1,0 +1,165 @@
+// Package reap waits for the children of the agent, which is PID 1 of the guest
+// and so inherits every orphan of every container.
+//
+// There is one Reaper in the process and nothing else may wait for children: no
+// os/exec, no os.Process.Wait. A process is started through Reaper.Start, which
+// makes sure that its end cannot be missed, however soon it comes.
+package reap
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Reaper collects the ends of child processes. Its methods are safe for
+// concurrent use.
+type Reaper struct {
+	mu       sync.Mutex
+	children map[int]*Child // guarded by mu; those that have not ended
+}
+
+// New returns a Reaper that collects nothing until Run is called.
+func New() *Reaper {
+	return &Reaper{children: make(map[int]*Child)}
+}
+
+// Child is a process that was started by Reaper.Start.
+type Child struct {
+	// PID is its process id in our namespace. It may be another process's once
+	// Done is closed, so use Signal and not kill(2).
+	PID int
+
+	reaper *Reaper
+	done   chan struct{}
+	status unix.WaitStatus // written before done is closed
+	ended  time.Time       // likewise
+}
+
+// Run reaps children, ours and those that were left to us, until ctx ends, whose
+// error it then returns.
+func (r *Reaper) Run(ctx context.Context) error {
+	// One place is enough: every wake-up collects all there is.
+	wake := make(chan os.Signal, 1)
+	signal.Notify(wake, unix.SIGCHLD)
+	defer signal.Stop(wake)
+	for {
+		if err := r.collect(); err != nil {
+			return err
+		}
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// collect reaps every child that has ended by now.
+func (r *Reaper) collect() error {
+	for {
+		// WNOWAIT leaves the child a zombie, so its pid stays taken until the
+		// lock is held and nobody can be about to signal it.
+		pid, err := peek()
+		if err != nil || pid == 0 {
+			return err
+		}
+		r.reap(pid)
+	}
+}
+
+func (r *Reaper) reap(pid int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var status unix.WaitStatus
+	for {
+		_, err := unix.Wait4(pid, &status, unix.WNOHANG, nil)
+		if err == nil {
+			break
+		}
+		if err != unix.EINTR { //nolint:errorlint // a raw errno
+			return
+		}
+	}
+	c, ok := r.children[pid]
+	if !ok {
+		return // an orphan
+	}
+	delete(r.children, pid)
+	c.status, c.ended = status, time.Now()
+	close(c.done)
+}
+
+// Start calls start, which must start one child of this process (by
+// syscall.ForkExec or the like) and return its pid. No child is reaped in the
+// meantime, so start must not wait for one.
+func (r *Reaper) Start(start func() (pid int, err error)) (*Child, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pid, err := start()
+	if err != nil {
+		return nil, err
+	}
+	c := &Child{PID: pid, reaper: r, done: make(chan struct{})}
+	r.children[pid] = c
+	return c, nil
+}
+
+// Done is closed when the child has ended and was reaped.
+func (c *Child) Done() <-chan struct{} { return c.done }
+
+// Status tells how the child ended. It waits for that.
+func (c *Child) Status() unix.WaitStatus {
+	<-c.done
+	return c.status
+}
+
+// Ended tells when the end of the child was noticed. It waits for that.
+func (c *Child) Ended() time.Time {
+	<-c.done
+	return c.ended
+}
+
+// ExitCode is the child's exit status as a shell gives it: 128 and the number of
+// the signal if one ended it. It waits for the end.
+func (c *Child) ExitCode() int {
+	s := c.Status()
+	if s.Signaled() {
+		return 128 + int(s.Signal())
+	}
+	return s.ExitStatus()
+}
+
+// Signal sends sig to the child and never to another process. The error is
+// os.ErrProcessDone if the child has ended and was reaped.
+func (c *Child) Signal(sig unix.Signal) error {
+	c.reaper.mu.Lock()
+	defer c.reaper.mu.Unlock()
+	if c.reaper.children[c.PID] != c {
+		return os.ErrProcessDone
+	}
+	if err := unix.Kill(c.PID, sig); err != nil {
+		return fmt.Errorf("send signal %d to process %d: %w", sig, c.PID, err)
+	}
+	return nil
+}
+
+// PidFD opens a file descriptor of the child, which the caller closes. The error
+// is os.ErrProcessDone if the child has ended and was reaped.
+func (c *Child) PidFD() (*os.File, error) {
+	c.reaper.mu.Lock()
+	defer c.reaper.mu.Unlock()
+	if c.reaper.children[c.PID] != c {
+		return nil, os.ErrProcessDone
+	}
+	fd, err := unix.PidfdOpen(c.PID, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open a descriptor of process %d: %w", c.PID, err)
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
