@@ -34,7 +34,8 @@ type Header struct {
 type Stream interface {
 	net.Conn
 	// CloseWrite tells the other side that no more will be written. Reading
-	// goes on.
+	// goes on. Close ends both directions: what was written is delivered, and
+	// the other side's writes fail with EPIPE.
 	CloseWrite() error
 }
 
@@ -44,5 +45,16 @@ type Opener interface {
 	// Open opens a stream and sends its header.
 	Open(ctx context.Context, h Header) (Stream, error)
 	// Close closes the link and every stream of it.
+	Close() error
+}
+
+// Listener receives the streams that the other side opens.
+type Listener interface {
+	// Accept returns the next stream and its header, which is well formed but
+	// not otherwise checked. After the link has ended it returns an error that
+	// wraps net.ErrClosed.
+	Accept() (Stream, Header, error)
+	// Close ends the link. For a link of connections, streams that were
+	// accepted before stay open; for a multiplexed one they end too.
 	Close() error
 }

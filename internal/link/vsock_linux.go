@@ -1,0 +1,235 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// vsockConn is a connection over AF_VSOCK. The file takes part in the
+// runtime's poller, so its deadlines work.
+type vsockConn struct {
+	*os.File
+	local, remote vsockAddr
+}
+
+type vsockAddr struct{ cid, port uint32 }
+
+// Network implements net.Addr.
+func (a vsockAddr) Network() string { return "vsock" }
+
+func (a vsockAddr) String() string {
+	return strconv.FormatUint(uint64(a.cid), 10) + ":" + strconv.FormatUint(uint64(a.port), 10)
+}
+
+// LocalAddr implements net.Conn.
+func (c *vsockConn) LocalAddr() net.Addr { return c.local }
+
+// RemoteAddr implements net.Conn.
+func (c *vsockConn) RemoteAddr() net.Addr { return c.remote }
+
+// CloseWrite implements Stream.
+func (c *vsockConn) CloseWrite() error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var shut error
+	if err := raw.Control(func(fd uintptr) { shut = unix.Shutdown(int(fd), unix.SHUT_WR) }); err != nil {
+		return err
+	}
+	return os.NewSyscallError("shutdown", shut)
+}
+
+// vsockSocket returns a new socket as a file in non-blocking mode.
+func vsockSocket() (int, error) {
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	return fd, os.NewSyscallError("socket", err)
+}
+
+// vsockOpener opens each stream as a vsock connection.
+type vsockOpener struct {
+	to     vsockAddr
+	joined atomic.Bool // a connection was made before
+	life   context.Context
+	end    context.CancelFunc
+}
+
+// DialVsock returns a link to the listener on the given port of the guest with
+// context id cid. Until a first stream was opened, Open tries again while the
+// guest does not listen yet, as long as its context lasts. Close does not end
+// open streams.
+func DialVsock(cid, port uint32) Opener {
+	life, end := context.WithCancel(context.Background())
+	return &vsockOpener{to: vsockAddr{cid, port}, life: life, end: end}
+}
+
+// Close implements Opener.
+func (o *vsockOpener) Close() error {
+	o.end()
+	return nil
+}
+
+// Open implements Opener.
+func (o *vsockOpener) Open(ctx context.Context, h Header) (Stream, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(o.life, cancel)()
+	wait := 2 * time.Millisecond
+	for {
+		c, err := connectVsock(ctx, o.to)
+		if err == nil {
+			o.joined.Store(true)
+			return sendHeader(ctx, c, h)
+		}
+		if o.joined.Load() || !notListening(err) {
+			return nil, fmt.Errorf("open stream: vsock %v: %w", o.to, err)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, fmt.Errorf("open stream: vsock %v: %w (last: %w)", o.to, ctx.Err(), err)
+		}
+		wait = min(2*wait, 50*time.Millisecond)
+	}
+}
+
+// notListening says whether err is what a guest that is still booting causes.
+func notListening(err error) bool {
+	for _, e := range []error{unix.ECONNRESET, unix.ECONNREFUSED, unix.ENODEV, unix.ETIMEDOUT, unix.EHOSTUNREACH, unix.ENETUNREACH} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+func connectVsock(ctx context.Context, to vsockAddr) (*vsockConn, error) {
+	fd, err := vsockSocket()
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Connect(fd, &unix.SockaddrVM{CID: to.cid, Port: to.port})
+	// The file is made after connect: before it, the poller sees a hang-up.
+	f := os.NewFile(uintptr(fd), "vsock")
+	c := &vsockConn{File: f, local: vsockAddr{unix.VMADDR_CID_ANY, 0}, remote: to}
+	if err != nil {
+		if !errors.Is(err, unix.EINPROGRESS) {
+			_ = f.Close()
+			return nil, os.NewSyscallError("connect", err)
+		}
+		if err := awaitConnect(ctx, f); err != nil {
+			_ = f.Close()
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// awaitConnect waits until a connect that is under way has come to its end.
+func awaitConnect(ctx context.Context, f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Unix(1, 0)) })
+	var failure error
+	err = raw.Write(func(fd uintptr) bool {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		if n, err := unix.Poll(fds, 0); err != nil || n == 0 {
+			failure = err
+			return err != nil && !errors.Is(err, unix.EINTR)
+		}
+		code, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		switch {
+		case err != nil:
+			failure = os.NewSyscallError("getsockopt", err)
+		case code != 0:
+			failure = os.NewSyscallError("connect", unix.Errno(code))
+		default:
+			failure = nil
+		}
+		return true
+	})
+	if !stop() {
+		return ctx.Err()
+	}
+	if err != nil {
+		return err
+	}
+	return failure
+}
+
+// ListenVsock returns the listener for streams that are opened to the port by
+// the host (context id 2); connections from anyone else are closed.
+func ListenVsock(port uint32) (Listener, error) {
+	fd, err := vsockSocket()
+	if err != nil {
+		return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
+	}
+	err = unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: port})
+	if err == nil {
+		err = unix.Listen(fd, 128)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
+	}
+	f := os.NewFile(uintptr(fd), "vsock")
+	raw, err := f.SyscallConn()
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
+	}
+	return listen(func() (Stream, error) {
+		for {
+			c, err := acceptVsock(raw, port)
+			if err != nil {
+				return nil, err
+			}
+			if cid := c.remote.cid; cid == unix.VMADDR_CID_HOST || cid == unix.VMADDR_CID_LOCAL {
+				return c, nil
+			}
+			_ = c.Close()
+		}
+	}, f.Close), nil
+}
+
+func acceptVsock(raw rawConn, port uint32) (*vsockConn, error) {
+	var (
+		nfd    int
+		sa     unix.Sockaddr
+		failed error
+	)
+	err := raw.Read(func(fd uintptr) bool {
+		nfd, sa, failed = unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		return !errors.Is(failed, unix.EAGAIN)
+	})
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		return nil, net.ErrClosed
+	case err != nil:
+		return nil, err
+	case failed != nil:
+		return nil, os.NewSyscallError("accept", failed)
+	}
+	c := &vsockConn{File: os.NewFile(uintptr(nfd), "vsock"), local: vsockAddr{unix.VMADDR_CID_ANY, port}}
+	if vm, ok := sa.(*unix.SockaddrVM); ok {
+		c.remote = vsockAddr{vm.CID, vm.Port}
+	}
+	return c, nil
+}
+
+// rawConn is the part of syscall.RawConn that accepting needs.
+type rawConn interface {
+	Read(f func(fd uintptr) (done bool)) error
+}
