@@ -12,6 +12,8 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // skipModules are parts of a kernel package that are left out: drivers of
@@ -54,6 +56,9 @@ func (b *Builder) fetchDebian(ctx context.Context, c cache) (candidate, error) {
 	if err := unpackDeb(ctx, debs[0], filepath.Join(tmp, "root")); err != nil {
 		return candidate{}, err
 	}
+	if err := syncFilesystem(tmp); err != nil {
+		return candidate{}, fmt.Errorf("store kernel package: %w", err)
+	}
 	if err := c.publish(filepath.Join(tmp, "root"), filepath.Join("kernel", "debian", name)); err != nil {
 		return candidate{}, fmt.Errorf("store kernel package: %w", err)
 	}
@@ -64,6 +69,17 @@ func (b *Builder) fetchDebian(ctx context.Context, c cache) (candidate, error) {
 	}
 	list[0].source = sourceDebian
 	return list[0], nil
+}
+
+// syncFilesystem waits until everything written to the file system of dir is on
+// the disk; it is for trees, where a sync of each file would take long.
+func syncFilesystem(dir string) error {
+	f, err := os.Open(filepath.Clean(dir))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
 }
 
 // dependency returns the first kernel package in the output of `apt-cache
@@ -139,7 +155,7 @@ func unpackTar(r io.Reader, root *os.Root) error {
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(f, tr)
+		_, err = io.CopyN(f, tr, h.Size)
 		if err := errors.Join(err, f.Close()); err != nil {
 			return err
 		}

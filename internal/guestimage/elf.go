@@ -149,10 +149,10 @@ func slimKernel(image []byte) ([]byte, error) {
 	out := make([]byte, ehsize+phsize*len(progs), len(image))
 	copy(out, image[:ehsize])
 	le := binary.LittleEndian
-	le.PutUint64(out[32:], ehsize)             // e_phoff
-	le.PutUint64(out[40:], 0)                  // e_shoff
-	le.PutUint16(out[56:], uint16(len(progs))) //nolint:gosec // it was 16 bits wide in the input
-	clear(out[58:64])                          // e_shentsize, e_shnum, e_shstrndx
+	le.PutUint64(out[32:], ehsize) // e_phoff
+	le.PutUint64(out[40:], 0)      // e_shoff
+	le.PutUint16(out[56:], uint16(len(progs)))
+	clear(out[58:64]) // e_shentsize, e_shnum, e_shstrndx
 	for i, h := range progs {
 		for len(out)%page != 0 {
 			out = append(out, 0)

@@ -109,7 +109,7 @@ func testBzImage(payload []byte) []byte {
 	le.PutUint16(b[hdrXLoadFlags:], 1)
 	le.PutUint32(b[hdrPayloadOffset:], 16)
 	le.PutUint32(b[hdrPayloadLength:], uint32(len(payload)))
-	return append(append(b, make([]byte, 16)...), payload...)
+	return slices.Concat(b, make([]byte, 16), payload)
 }
 
 // withSize appends the size of what was compressed, as the kernel's build does.
