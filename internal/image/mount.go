@@ -1,0 +1,113 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
+)
+
+// maxMountOptions is what mount(2) takes: a page with a zero byte at its end.
+const maxMountOptions = 4095
+
+// Mount prepares dir, a container's own directory, and says how to mount the
+// image with a layer above it that is the container's to write. Calling it
+// again for a stopped container finds what that has written. The directories
+// upper and work are made below dir; removing dir is for the caller.
+func (s *Store) Mount(img Image, dir string) ([]*proxyv1.RootfsMount, error) {
+	if !filepath.IsAbs(dir) || strings.ContainsAny(dir, ":,\\") {
+		return nil, fmt.Errorf("container directory %q: the path must be absolute, without colon, comma and backslash", dir)
+	}
+	var lower []string
+	for i, l := range slices.Backward(img.Layers) {
+		hexKey, err := digestHex(l.Key)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := os.Stat(s.layerDir(l.Key)); err != nil {
+			return nil, fmt.Errorf("layer %d of image %s is gone, pull the image again: %w", i+1, img.Name, err)
+		}
+		link, err := s.linkLayer(hexKey)
+		if err != nil {
+			return nil, err
+		}
+		lower = append(lower, link)
+	}
+	if len(lower) == 0 { // overlayfs wants one
+		empty := filepath.Join(dir, "empty")
+		if err := makeDir(empty, 0o755); err != nil {
+			return nil, err
+		}
+		lower = append(lower, empty)
+	}
+	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	if err := makeDir(work, 0o700); err != nil {
+		return nil, err
+	}
+	// The root directory of the mount looks like the topmost one.
+	if err := makeUpper(upper, lower[0]); err != nil {
+		return nil, err
+	}
+	options := []string{"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper, "workdir=" + work}
+	if n := len(strings.Join(options, ",")); n > maxMountOptions {
+		return nil, fmt.Errorf("image %s has too many layers (%d) to mount them below %s; a shorter data_dir helps", img.Name, len(img.Layers), s.dir)
+	}
+	return []*proxyv1.RootfsMount{{Type: "overlay", Source: "overlay", Options: options}}, nil
+}
+
+// Tree shows the files of an image without mounting it. dir is that of the
+// container given to [Store.Mount], or "" for the image alone.
+func (s *Store) Tree(img Image, dir string) Tree {
+	var t Tree
+	if dir != "" {
+		t.Dirs = append(t.Dirs, filepath.Join(dir, "upper"))
+	}
+	for _, l := range slices.Backward(img.Layers) {
+		t.Dirs = append(t.Dirs, s.layerDir(l.Key))
+	}
+	return t
+}
+
+// makeUpper makes the upper directory with the owner and mode of like. One
+// that exists is left alone: it belongs to the container.
+func makeUpper(upper, like string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(like, &st); err != nil {
+		return fmt.Errorf("stat %s: %w", like, err)
+	}
+	err := os.Mkdir(upper, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.Chown(upper, int(st.Uid), int(st.Gid))
+	}
+	if err == nil {
+		err = unix.Chmod(upper, st.Mode&0o7777)
+	}
+	if err != nil {
+		return fmt.Errorf("make upper directory: %w", err)
+	}
+	return nil
+}
+
+func makeDir(dir string, mode os.FileMode) error {
+	err := os.Mkdir(dir, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.Chmod(dir, mode)
+	}
+	if err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	return nil
+}

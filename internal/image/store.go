@@ -1,0 +1,368 @@
+package image
+
+import (
+	"context"
+	"encoding/base32"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNotFound says that there is no such image in the store, the registry or
+// the archive that was asked.
+var ErrNotFound = errors.New("image not found")
+
+// Image is an image that the store has, ready to be mounted. It can be kept
+// as JSON by whoever uses it.
+type Image struct {
+	// Name as it was pulled, in full: "docker.io/library/busybox:latest".
+	Name string `json:"name"`
+	// ID is the digest of the configuration.
+	ID string `json:"id"`
+	// Manifest is the digest of the manifest, "" for old Docker archives.
+	Manifest string `json:"manifest,omitempty"`
+	// Created is when the image was built, as it says, Pulled when it came.
+	Created time.Time `json:"created"`
+	Pulled  time.Time `json:"pulled"`
+	// Layers, the lowest first.
+	Layers []Layer `json:"layers"`
+	// Config says what to run and how.
+	Config imagespec.ImageConfig `json:"config"`
+}
+
+// Size is the number of bytes in the files of all layers.
+func (i Image) Size() int64 {
+	var n int64
+	for _, l := range i.Layers {
+		n += l.Bytes
+	}
+	return n
+}
+
+// Layer is an unpacked layer.
+type Layer struct {
+	// DiffID is the digest of the layer's tar stream.
+	DiffID string `json:"diff_id"`
+	// Key names the directory of the store: the DiffID, or, for a layer that
+	// depends on the ones below it, the digest of all of them.
+	Key string `json:"key"`
+	// Bytes of file content.
+	Bytes int64 `json:"bytes"`
+}
+
+// Store keeps images below one directory, which is only root's to read. Any
+// number of processes may use it at once.
+type Store struct {
+	dir    string
+	log    *slog.Logger
+	limits Limits
+}
+
+// Open makes the store in dir when it is not there yet.
+func Open(dir string, limits Limits, log *slog.Logger) (*Store, error) {
+	if !filepath.IsAbs(dir) || strings.ContainsAny(dir, ":,\\") {
+		return nil, fmt.Errorf("image store %q: the path must be absolute, without colon, comma and backslash, which overlayfs cannot take", dir)
+	}
+	for _, d := range []string{"", "configs/sha256", "layers/sha256", "l", "tmp"} {
+		// Files of images keep their set-user-ID bits, so nobody else gets in.
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return nil, fmt.Errorf("make image store: %w", err)
+		}
+	}
+	for _, d := range []string{"layers", "tmp", "l"} {
+		if err := os.Chmod(filepath.Join(dir, d), 0o700); err != nil {
+			return nil, fmt.Errorf("make image store: %w", err)
+		}
+	}
+	return &Store{dir: dir, log: log, limits: limits}, nil
+}
+
+// PullOptions changes how an image is fetched. The zero value is good.
+type PullOptions struct {
+	// Progress is called from time to time by the goroutine that called the
+	// store; nil: nobody wants to know.
+	Progress func(Progress)
+	// Transport is used to talk to registries; nil: the default one.
+	Transport http.RoundTripper
+	// Arch is an architecture as Go names it; "": this machine's.
+	Arch string
+}
+
+// Progress says how far fetching and unpacking has come.
+type Progress struct {
+	// Layer is the number of the layer, from 1, of Layers. 0: the manifest.
+	Layer, Layers int
+	// Digest of the layer's tar stream.
+	Digest string
+	// Done of Total bytes of the layer as it is sent; Total 0: unknown.
+	Done, Total int64
+	// Cached says that the store has the layer already.
+	Cached bool
+}
+
+// index is the content of index.json.
+type index struct {
+	Version int              `json:"version"`
+	Images  map[string]Image `json:"images"`
+}
+
+const indexVersion = 1
+
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.dir}, elem...)...)
+}
+
+func (s *Store) readIndex() (index, error) {
+	idx := index{Version: indexVersion, Images: map[string]Image{}}
+	data, err := os.ReadFile(s.path("index.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return idx, nil
+	}
+	if err != nil {
+		return idx, fmt.Errorf("read image index: %w", err)
+	}
+	if err := json.Unmarshal(data, &idx); err != nil {
+		return idx, fmt.Errorf("parse %s (remove it and pull the images again): %w", s.path("index.json"), err)
+	}
+	if idx.Version != indexVersion {
+		return idx, fmt.Errorf("%s has version %d, this program knows %d", s.path("index.json"), idx.Version, indexVersion)
+	}
+	return idx, nil
+}
+
+// changeIndex rewrites the index under its lock.
+func (s *Store) changeIndex(ctx context.Context, change func(*index) error) error {
+	unlock, err := lock(ctx, s.path("index.lock"), unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	idx, err := s.readIndex()
+	if err != nil {
+		return err
+	}
+	if err := change(&idx); err != nil {
+		return err
+	}
+	data, err := json.Marshal(idx)
+	if err != nil {
+		return fmt.Errorf("encode image index: %w", err)
+	}
+	return s.writeFile("index.json", data)
+}
+
+// writeFile replaces a file of the store so that a crash leaves the old or
+// the new content.
+func (s *Store) writeFile(name string, data []byte) error {
+	f, err := os.CreateTemp(s.path("tmp"), "file-")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), s.path(name))
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return nil
+}
+
+// Images lists the images of the store by name.
+func (s *Store) Images() ([]Image, error) {
+	idx, err := s.readIndex()
+	if err != nil {
+		return nil, err
+	}
+	images := make([]Image, 0, len(idx.Images))
+	for _, img := range idx.Images {
+		images = append(images, img)
+	}
+	slices.SortFunc(images, func(a, b Image) int { return strings.Compare(a.Name, b.Name) })
+	return images, nil
+}
+
+// Get finds an image by its name, as for [Store.Pull], or by the first six or
+// more digits of its ID. The error is [ErrNotFound] when it is not there.
+func (s *Store) Get(name string) (Image, error) {
+	idx, err := s.readIndex()
+	if err != nil {
+		return Image{}, err
+	}
+	return idx.find(name)
+}
+
+func (idx index) find(name string) (Image, error) {
+	if img, ok := idx.Images[name]; ok {
+		return img, nil
+	}
+	if ref, err := parseReference(name); err == nil {
+		if img, ok := idx.Images[ref.name]; ok {
+			return img, nil
+		}
+	}
+	if prefix := strings.TrimPrefix(name, "sha256:"); len(prefix) >= 6 {
+		var found *Image
+		for _, img := range idx.Images {
+			if !strings.HasPrefix(strings.TrimPrefix(img.ID, "sha256:"), prefix) {
+				continue
+			}
+			if found != nil && found.ID != img.ID {
+				return Image{}, fmt.Errorf("image ID %q fits more than one image, give more digits", name)
+			}
+			found = &img
+		}
+		if found != nil {
+			return *found, nil
+		}
+	}
+	return Image{}, fmt.Errorf("%w: %s", ErrNotFound, name)
+}
+
+// Remove forgets the name. Layers that no image needs any more stay until
+// [Store.GC] is called.
+func (s *Store) Remove(ctx context.Context, name string) (Image, error) {
+	var img Image
+	err := s.changeIndex(ctx, func(idx *index) error {
+		var err error
+		if img, err = idx.find(name); err != nil {
+			return err
+		}
+		delete(idx.Images, img.Name)
+		return nil
+	})
+	return img, err
+}
+
+// Hold keeps GC from removing anything until release is called: between Get
+// and the moment when the user of the image is on record.
+func (s *Store) Hold(ctx context.Context) (release func(), err error) {
+	return lock(ctx, s.path("lock"), unix.LOCK_SH)
+}
+
+// GC removes layers that are neither of an image in the index nor in inUse (a
+// list of [Layer] keys), and what interrupted pulls have left. It waits for
+// pulls and holders to end. It returns the number of layers removed.
+func (s *Store) GC(ctx context.Context, inUse []string) (int, error) {
+	unlock, err := lock(ctx, s.path("lock"), unix.LOCK_EX)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	idx, err := s.readIndex()
+	if err != nil {
+		return 0, err
+	}
+	keep := make(map[string]bool)
+	for _, key := range inUse {
+		keep[strings.TrimPrefix(key, "sha256:")] = true
+	}
+	configs := make(map[string]bool)
+	for _, img := range idx.Images {
+		configs[strings.TrimPrefix(img.ID, "sha256:")] = true
+		for _, l := range img.Layers {
+			keep[strings.TrimPrefix(l.Key, "sha256:")] = true
+		}
+	}
+	root, err := os.OpenRoot(s.dir)
+	if err != nil {
+		return 0, fmt.Errorf("open image store: %w", err)
+	}
+	defer func() { _ = root.Close() }()
+
+	var errs []error
+	removed := 0
+	for _, name := range names(root, "layers/sha256", &errs) {
+		if keep[name] {
+			continue
+		}
+		// Away under its name first, so that no half layer is ever found.
+		if err := root.Rename("layers/sha256/"+name, "tmp/old-"+name); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if link, err := shortLink(name); err == nil {
+			_ = root.Remove("l/" + link)
+		}
+		removed++
+	}
+	for _, name := range names(root, "configs/sha256", &errs) {
+		if !configs[name] {
+			errs = append(errs, root.Remove("configs/sha256/"+name))
+		}
+	}
+	for _, name := range names(root, "tmp", &errs) {
+		errs = append(errs, root.RemoveAll("tmp/"+name))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return removed, fmt.Errorf("clean image store: %w", err)
+	}
+	return removed, nil
+}
+
+func names(root *os.Root, dir string, errs *[]error) []string {
+	entries, err := fs.ReadDir(root.FS(), dir)
+	*errs = append(*errs, err)
+	var all []string
+	for _, e := range entries {
+		all = append(all, e.Name())
+	}
+	return all
+}
+
+// shortLink is the name below l/ of the layer with that key, without prefix.
+// All layers of an image must fit into one page for mount(2), paths included.
+func shortLink(hexKey string) (string, error) {
+	raw, err := hex.DecodeString(hexKey)
+	if err != nil || len(raw) < 8 {
+		return "", fmt.Errorf("%q is not a layer's key", shorten(hexKey))
+	}
+	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(raw[:8])), nil
+}
+
+// lock takes an advisory lock on a file, which is made if need be. The kernel
+// frees it when the process ends.
+func lock(ctx context.Context, file string, how int) (unlock func(), err error) {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	wait := time.NewTimer(0)
+	defer wait.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			_ = f.Close()
+			return nil, fmt.Errorf("wait for lock %s: %w", file, ctx.Err())
+		case <-wait.C:
+		}
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			_ = f.Close()
+			return nil, fmt.Errorf("lock %s: %w", file, err)
+		}
+		wait.Reset(20 * time.Millisecond)
+	}
+}
