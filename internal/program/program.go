@@ -1,0 +1,30 @@
+// Package program finds the programs of this project that belong together.
+package program
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Find returns the path of another program of the same build: beside the one
+// that runs, or in ../libexec/kata, where `make install` puts what people do
+// not call by hand. PATH is not searched: a helper that runs as root must not
+// come from wherever the environment points.
+func Find(name string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w", name, err)
+	}
+	return find(filepath.Dir(self), name)
+}
+
+func find(dir, name string) (string, error) {
+	places := []string{filepath.Join(dir, name), filepath.Join(dir, "../libexec/kata", name)}
+	for _, p := range places {
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("program %s is missing: neither %s nor %s exists; run `make build`, or `make install` again", name, places[0], places[1])
+}
