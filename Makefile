@@ -90,7 +90,7 @@ kernel: ## build the tuned guest kernel (15 to 30 minutes)
 	guest/kernel/build.sh
 
 protos: ## generate api/ again (needs protoc)
-	@script/protos.sh $(CACHE) $(PROTOC_GEN_GO) $(PROTOC_GEN_RPC)
+	@script/protos.sh $(CACHE) $(PROTOC_GEN_GO) $(PROTOC_GEN_RPC) $(PROTOS_OUT)
 
 # People and engines call what is in bin; the rest is found beside it or in
 # ../libexec/kata.
