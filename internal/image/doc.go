@@ -7,7 +7,6 @@
 //	index.json             names and what they point to
 //	configs/sha256/HEX     image configurations, as they were published
 //	layers/sha256/HEX/fs   one unpacked layer each, in overlayfs form
-//	l/SHORT                symbolic links to layers, short enough for mount(2)
 //	tmp/                   work in progress
 //	lock                   shared by readers and pulls, exclusive for removal
 //

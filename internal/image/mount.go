@@ -1,6 +1,7 @@
 package image
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,31 +15,31 @@ import (
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 )
 
-// maxMountOptions is what mount(2) takes: a page with a zero byte at its end.
-const maxMountOptions = 4095
+// imageFile, in a container's directory, records the image that it uses.
+const imageFile = "image.json"
 
 // Mount prepares dir, a container's own directory, and says how to mount the
 // image with a layer above it that is the container's to write. Calling it
 // again for a stopped container finds what that has written. The directories
-// upper and work are made below dir; removing dir is for the caller.
+// upper and work are made below dir, and image.json, which keeps the layers
+// from being removed; removing dir is for the caller.
+//
+// The options can be longer than the page that mount(2) takes: whoever mounts
+// must pass the directories in a shorter way. Colons and backslashes in their
+// names are escaped as overlayfs wants it.
 func (s *Store) Mount(img Image, dir string) ([]*proxyv1.RootfsMount, error) {
-	if !filepath.IsAbs(dir) || strings.ContainsAny(dir, ":,\\") {
-		return nil, fmt.Errorf("container directory %q: the path must be absolute, without colon, comma and backslash", dir)
+	if !filepath.IsAbs(dir) {
+		return nil, fmt.Errorf("container directory %q: the path is not absolute", dir)
 	}
 	var lower []string
 	for i, l := range slices.Backward(img.Layers) {
-		hexKey, err := digestHex(l.Key)
-		if err != nil {
+		if _, err := digestHex(l.Key); err != nil {
 			return nil, err
 		}
 		if _, err := os.Stat(s.layerDir(l.Key)); err != nil {
 			return nil, fmt.Errorf("layer %d of image %s is gone, pull the image again: %w", i+1, img.Name, err)
 		}
-		link, err := s.linkLayer(hexKey)
-		if err != nil {
-			return nil, err
-		}
-		lower = append(lower, link)
+		lower = append(lower, s.layerDir(l.Key))
 	}
 	if len(lower) == 0 { // overlayfs wants one
 		empty := filepath.Join(dir, "empty")
@@ -46,6 +47,13 @@ func (s *Store) Mount(img Image, dir string) ([]*proxyv1.RootfsMount, error) {
 			return nil, err
 		}
 		lower = append(lower, empty)
+	}
+	data, err := json.Marshal(img)
+	if err != nil {
+		return nil, fmt.Errorf("record image: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, imageFile), data, 0o600); err != nil {
+		return nil, fmt.Errorf("record image: %w", err)
 	}
 	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	if err := makeDir(work, 0o700); err != nil {
@@ -55,11 +63,26 @@ func (s *Store) Mount(img Image, dir string) ([]*proxyv1.RootfsMount, error) {
 	if err := makeUpper(upper, lower[0]); err != nil {
 		return nil, err
 	}
-	options := []string{"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper, "workdir=" + work}
-	if n := len(strings.Join(options, ",")); n > maxMountOptions {
-		return nil, fmt.Errorf("image %s has too many layers (%d) to mount them below %s; a shorter data_dir helps", img.Name, len(img.Layers), s.dir)
+	escape := strings.NewReplacer(`\`, `\\`, ":", `\:`)
+	for i := range lower {
+		lower[i] = escape.Replace(lower[i])
 	}
-	return []*proxyv1.RootfsMount{{Type: "overlay", Source: "overlay", Options: options}}, nil
+	return []*proxyv1.RootfsMount{{Type: "overlay", Source: "overlay", Options: []string{
+		"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper, "workdir=" + work,
+	}}}, nil
+}
+
+// MountedImage returns the image that [Store.Mount] was called with for dir.
+func MountedImage(dir string) (Image, error) {
+	var img Image
+	data, err := os.ReadFile(filepath.Join(dir, imageFile))
+	if err != nil {
+		return img, fmt.Errorf("image of container: %w", err)
+	}
+	if err := json.Unmarshal(data, &img); err != nil {
+		return img, fmt.Errorf("parse %s: %w", filepath.Join(dir, imageFile), err)
+	}
+	return img, nil
 }
 
 // Tree shows the files of an image without mounting it. dir is that of the

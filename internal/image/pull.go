@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -82,6 +83,7 @@ func (s *Store) pull(ctx context.Context, ref reference, opts PullOptions) (Imag
 			return Image{}, fmt.Errorf("image %s: layer %d of %d: %w", src.name, i+1, len(img.Layers), err)
 		}
 		lowers = append([]string{s.layerDir(l.Key)}, lowers...)
+		img.Size += l.Bytes
 	}
 	if err := s.writeFile(filepath.Join("configs", "sha256", id[len("sha256:"):]), src.config); err != nil {
 		return Image{}, err
@@ -111,7 +113,7 @@ func parseConfig(src *source, id, arch string) (Image, error) {
 	if len(c.RootFS.DiffIDs) != len(src.layers) {
 		return Image{}, fmt.Errorf("configuration lists %d layers, the manifest %d", len(c.RootFS.DiffIDs), len(src.layers))
 	}
-	img := Image{Name: src.name, ID: id, Manifest: src.manifest, Config: c.Config}
+	img := Image{Name: src.name, ID: id, Digest: cmp.Or(src.manifest, id), Config: c.Config}
 	if c.Created != nil {
 		img.Created = c.Created.UTC()
 	}
@@ -241,15 +243,15 @@ func (s *Store) fetchLayer(ctx context.Context, tmp, diffID string, lowers []str
 	}
 	defer func() { _ = plain.Close() }()
 	hash := sha256.New()
-	done, err := unpack(ctx, dir, io.TeeReader(plain, hash), lowers, s.limits)
+	done, err := unpack(ctx, dir, io.TeeReader(plain, hash), lowers, s.Limits)
 	if err != nil {
 		return unpacked{}, err
 	}
 	if got := "sha256:" + hex.EncodeToString(hash.Sum(nil)); got != diffID {
 		return unpacked{}, fmt.Errorf("content has digest %s instead of %s: the image is damaged or was tampered with", got, diffID)
 	}
-	if done.Dropped > 0 {
-		s.log.Warn("layer has extended attributes that are not kept", "layer", diffID, "count", done.Dropped)
+	if done.Dropped > 0 && s.Log != nil {
+		s.Log.Warn("layer has extended attributes that are not kept", "layer", diffID, "count", done.Dropped)
 	}
 	counted.flush()
 	return done, nil
@@ -273,33 +275,10 @@ func (s *Store) commitLayer(tmp string, l *Layer, done unpacked) error {
 	if err != nil {
 		return fmt.Errorf("sync layer: %w", err)
 	}
-	hexKey := l.Key[len("sha256:"):]
-	if err := os.Rename(tmp, s.path("layers", "sha256", hexKey)); err != nil {
+	if err := os.Rename(tmp, s.path("layers", "sha256", l.Key[len("sha256:"):])); err != nil {
 		return fmt.Errorf("place layer: %w", err)
 	}
-	_, err = s.linkLayer(hexKey)
-	return err
-}
-
-// linkLayer makes the layer's short name and returns its path.
-func (s *Store) linkLayer(hexKey string) (string, error) {
-	short, err := shortLink(hexKey)
-	if err != nil {
-		return "", err
-	}
-	link, target := s.path("l", short), filepath.Join("..", "layers", "sha256", hexKey, "fs")
-	err = os.Symlink(target, link)
-	if errors.Is(err, fs.ErrExist) {
-		have, rerr := os.Readlink(link)
-		if rerr == nil && have == target {
-			return link, nil
-		}
-		return "", fmt.Errorf("layer %s: its short name %s is taken by %q", hexKey, short, have)
-	}
-	if err != nil {
-		return "", fmt.Errorf("link layer: %w", err)
-	}
-	return link, nil
+	return nil
 }
 
 // progressReader counts what is read and reports it every now and then.

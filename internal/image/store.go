@@ -2,13 +2,12 @@ package image
 
 import (
 	"context"
-	"encoding/base32"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -31,24 +30,18 @@ type Image struct {
 	Name string `json:"name"`
 	// ID is the digest of the configuration.
 	ID string `json:"id"`
-	// Manifest is the digest of the manifest, "" for old Docker archives.
-	Manifest string `json:"manifest,omitempty"`
+	// Digest is that of the manifest; old Docker archives have none, it is
+	// the ID then.
+	Digest string `json:"digest"`
 	// Created is when the image was built, as it says, Pulled when it came.
 	Created time.Time `json:"created"`
 	Pulled  time.Time `json:"pulled"`
 	// Layers, the lowest first.
 	Layers []Layer `json:"layers"`
+	// Size is the number of bytes in the files of all layers.
+	Size int64 `json:"size"`
 	// Config says what to run and how.
 	Config imagespec.ImageConfig `json:"config"`
-}
-
-// Size is the number of bytes in the files of all layers.
-func (i Image) Size() int64 {
-	var n int64
-	for _, l := range i.Layers {
-		n += l.Bytes
-	}
-	return n
 }
 
 // Layer is an unpacked layer.
@@ -65,28 +58,35 @@ type Layer struct {
 // Store keeps images below one directory, which is only root's to read. Any
 // number of processes may use it at once.
 type Store struct {
-	dir    string
-	log    *slog.Logger
-	limits Limits
+	// Limits of a layer; the zero value is good.
+	Limits Limits
+	// Log gets what a person may want to know later; nil: nothing is logged.
+	Log *slog.Logger
+
+	dir string
 }
 
-// Open makes the store in dir when it is not there yet.
-func Open(dir string, limits Limits, log *slog.Logger) (*Store, error) {
-	if !filepath.IsAbs(dir) || strings.ContainsAny(dir, ":,\\") {
-		return nil, fmt.Errorf("image store %q: the path must be absolute, without colon, comma and backslash, which overlayfs cannot take", dir)
+// NewStore returns the store in dir, an absolute path. Nothing is made there
+// before it is needed.
+func NewStore(dir string) *Store { return &Store{dir: dir} }
+
+// prepare makes the directories of the store.
+func (s *Store) prepare() error {
+	if !filepath.IsAbs(s.dir) {
+		return fmt.Errorf("image store %q: the path is not absolute", s.dir)
 	}
-	for _, d := range []string{"", "configs/sha256", "layers/sha256", "l", "tmp"} {
-		// Files of images keep their set-user-ID bits, so nobody else gets in.
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
-			return nil, fmt.Errorf("make image store: %w", err)
+	for _, d := range []string{"configs/sha256", "layers/sha256", "tmp"} {
+		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
+			return fmt.Errorf("make image store: %w", err)
 		}
 	}
-	for _, d := range []string{"layers", "tmp", "l"} {
-		if err := os.Chmod(filepath.Join(dir, d), 0o700); err != nil {
-			return nil, fmt.Errorf("make image store: %w", err)
+	// Files of images keep their set-user-ID bits, so nobody else gets in.
+	for _, d := range []string{"layers", "tmp"} {
+		if err := os.Chmod(s.path(d), 0o700); err != nil {
+			return fmt.Errorf("make image store: %w", err)
 		}
 	}
-	return &Store{dir: dir, log: log, limits: limits}, nil
+	return nil
 }
 
 // PullOptions changes how an image is fetched. The zero value is good.
@@ -253,16 +253,26 @@ func (s *Store) Remove(ctx context.Context, name string) (Image, error) {
 	return img, err
 }
 
-// Hold keeps GC from removing anything until release is called: between Get
-// and the moment when the user of the image is on record.
+// Hold keeps GC from removing anything until release is called: from Get until
+// [Store.Mount] has recorded that the image is in use.
 func (s *Store) Hold(ctx context.Context) (release func(), err error) {
+	if err := s.prepare(); err != nil {
+		return nil, err
+	}
 	return lock(ctx, s.path("lock"), unix.LOCK_SH)
 }
 
-// GC removes layers that are neither of an image in the index nor in inUse (a
-// list of [Layer] keys), and what interrupted pulls have left. It waits for
-// pulls and holders to end. It returns the number of layers removed.
-func (s *Store) GC(ctx context.Context, inUse []string) (int, error) {
+// GC removes layers that belong neither to an image in the index nor to a
+// container (dirs are the directories given to [Store.Mount] that are to be
+// kept), and what interrupted pulls have left. It waits for pulls and holders
+// to end. It returns the number of layers removed.
+func (s *Store) GC(ctx context.Context, dirs []string) (int, error) {
+	if _, err := os.Stat(s.dir); errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err := s.prepare(); err != nil {
+		return 0, err
+	}
 	unlock, err := lock(ctx, s.path("lock"), unix.LOCK_EX)
 	if err != nil {
 		return 0, err
@@ -272,15 +282,22 @@ func (s *Store) GC(ctx context.Context, inUse []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	keep := make(map[string]bool)
-	for _, key := range inUse {
-		keep[strings.TrimPrefix(key, "sha256:")] = true
+	images := slices.Collect(maps.Values(idx.Images))
+	for _, dir := range dirs {
+		img, err := MountedImage(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it uses no image
+		}
+		if err != nil {
+			return 0, err
+		}
+		images = append(images, img)
 	}
-	configs := make(map[string]bool)
-	for _, img := range idx.Images {
+	layers, configs := make(map[string]bool), make(map[string]bool)
+	for _, img := range images {
 		configs[strings.TrimPrefix(img.ID, "sha256:")] = true
 		for _, l := range img.Layers {
-			keep[strings.TrimPrefix(l.Key, "sha256:")] = true
+			layers[strings.TrimPrefix(l.Key, "sha256:")] = true
 		}
 	}
 	root, err := os.OpenRoot(s.dir)
@@ -292,16 +309,13 @@ func (s *Store) GC(ctx context.Context, inUse []string) (int, error) {
 	var errs []error
 	removed := 0
 	for _, name := range names(root, "layers/sha256", &errs) {
-		if keep[name] {
+		if layers[name] {
 			continue
 		}
 		// Away under its name first, so that no half layer is ever found.
 		if err := root.Rename("layers/sha256/"+name, "tmp/old-"+name); err != nil {
 			errs = append(errs, err)
 			continue
-		}
-		if link, err := shortLink(name); err == nil {
-			_ = root.Remove("l/" + link)
 		}
 		removed++
 	}
@@ -327,16 +341,6 @@ func names(root *os.Root, dir string, errs *[]error) []string {
 		all = append(all, e.Name())
 	}
 	return all
-}
-
-// shortLink is the name below l/ of the layer with that key, without prefix.
-// All layers of an image must fit into one page for mount(2), paths included.
-func shortLink(hexKey string) (string, error) {
-	raw, err := hex.DecodeString(hexKey)
-	if err != nil || len(raw) < 8 {
-		return "", fmt.Errorf("%q is not a layer's key", shorten(hexKey))
-	}
-	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(raw[:8])), nil
 }
 
 // lock takes an advisory lock on a file, which is made if need be. The kernel
