@@ -1,5 +1,52 @@
 package spec
 
+import (
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// The paths in the guest that a translated spec refers to.
+const (
+	// GuestShared is where the guest has the shared directory.
+	GuestShared = "/run/kata/shared"
+	// GuestShm is the sandbox's /dev/shm, which its containers share.
+	GuestShm = "/dev/shm"
+)
+
+// Options are what a translation depends on besides the spec.
+type Options struct {
+	// ID of the container, SandboxID that of its sandbox.
+	ID, SandboxID string
+	// Bundle is the directory that relative paths of the spec are based on.
+	Bundle string
+	// Members are the ids of the containers that the sandbox has already, the
+	// oldest first.
+	Members []string
+}
+
+// Plan is a container's spec, divided.
+type Plan struct {
+	// Guest is the spec for the agent. It shares nothing with the original.
+	Guest *specs.Spec
+	// Rootfs is the root file system's path on the host.
+	Rootfs string
+	// RootReadonly: the container must not write to it.
+	RootReadonly bool
+	// Binds are to be shown to the guest, in order of their Index.
+	Binds []Bind
+	// Join maps a namespace type to the container whose namespace is joined.
+	Join map[string]string
+	// NetNS is the path of the network namespace that is given, empty when
+	// the spec asks for a new one.
+	NetNS string
+	// CPUs and MemoryNodes of the host (in the format of cpuset.cpus) that
+	// the container's sandbox is to run on; empty: any.
+	CPUs, MemoryNodes string
+	// Hooks are for the host to run.
+	Hooks Hooks
+	// Warnings tell what the guest does not enforce, for the log.
+	Warnings []string
+}
+
 // Bind is a bind mount of the spec that the host shows to the guest in the
 // shared directory.
 type Bind struct {
@@ -13,4 +60,11 @@ type Bind struct {
 	ReadOnly bool
 	// Recursive binds show what is mounted below the source, too.
 	Recursive bool
+}
+
+// Hooks are those of the spec that run in the host's namespaces.
+type Hooks struct {
+	// BeforeCreate: "prestart" and "createRuntime". AfterStart: "poststart".
+	// AfterStop: "poststop".
+	BeforeCreate, AfterStart, AfterStop []specs.Hook
 }

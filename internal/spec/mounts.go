@@ -1,0 +1,125 @@
+package spec
+
+import (
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// mounts decides for each mount where it is made: binds of the host's files
+// come over the shared directory, kernel file systems are the guest's own.
+func (t *translation) mounts(g *specs.Spec) {
+	for i := range g.Mounts {
+		m := &g.Mounts[i]
+		field := fmt.Sprintf("mounts[%d] (%s)", i, clip(m.Destination))
+		if !path.IsAbs(m.Destination) {
+			t.invalid(field, "the destination is not an absolute path")
+		}
+		if len(m.UIDMappings)+len(m.GIDMappings) > 0 || slices.Contains(m.Options, "idmap") || slices.Contains(m.Options, "ridmap") {
+			t.refuse(field, "mapped ids are not passed to the guest; leave uidMappings and gidMappings out")
+		}
+		if isBind(m) {
+			t.bind(field, m)
+			continue
+		}
+		switch m.Type {
+		case "proc", "sysfs", "tmpfs", "mqueue", "devpts", "cgroup", "cgroup2":
+		case "":
+			t.invalid(field, "it has neither a type nor the option bind")
+		default:
+			t.refuse(field, "file systems of type %q are not mounted for a container; mount it on the host and bind it", m.Type)
+		}
+	}
+}
+
+// isBind: the option decides, as in mount(8), and type "bind" means the same.
+func isBind(m *specs.Mount) bool {
+	return m.Type == "bind" || m.Type == "rbind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+}
+
+func (t *translation) bind(field string, m *specs.Mount) {
+	if m.Source == "" {
+		t.invalid(field, "the source of the bind mount is missing")
+		return
+	}
+	b := Bind{
+		Index: len(t.plan.Binds), Source: t.hostPath(m.Source), Destination: path.Clean(m.Destination),
+		Recursive: m.Type == "rbind",
+	}
+	for _, o := range m.Options {
+		switch o {
+		case "ro", "rro":
+			b.ReadOnly = true
+		case "rw":
+			b.ReadOnly = false
+		case "rbind":
+			b.Recursive = true
+		case "shared", "rshared", "slave", "rslave":
+			t.refuse(field, "mounts do not propagate between host and guest: option %q", o)
+		}
+	}
+	m.Type = "bind"
+	switch {
+	case guestDevice(b.Source):
+		m.Source = b.Source
+	case b.Destination == "/dev/shm" && path.Base(b.Source) == "shm":
+		// The engine's tmpfs for the containers that share it. Memory cannot
+		// be shared across kernels by a file server: the guest has its own.
+		m.Source = GuestShm
+	default:
+		m.Source = path.Join(GuestShared, t.opts.ID, "mounts", strconv.Itoa(b.Index))
+		t.plan.Binds = append(t.plan.Binds, b)
+	}
+}
+
+// guestDevice tells whether a path is that of a device that means the same in
+// every kernel; engines bind them, /dev/null above all.
+func guestDevice(p string) bool {
+	name, ok := strings.CutPrefix(p, "/dev/")
+	return ok && slices.Contains([]string{"null", "zero", "full", "random", "urandom", "tty"}, name)
+}
+
+// devices refuses what a guest cannot be given. Those that pass are made by
+// the guest's kernel and have no tie to the host's.
+func (t *translation) devices(l *specs.Linux) {
+	var refused []string
+	for _, d := range l.Devices {
+		if !filepath.IsAbs(d.Path) {
+			t.invalid("linux.devices", "%q is not an absolute path", d.Path)
+		}
+		if d.Type != "p" && !virtualDevice(d) {
+			refused = append(refused, d.Path)
+		}
+	}
+	if len(refused) == 0 {
+		return
+	}
+	const few = 5
+	list := strings.Join(refused[:min(few, len(refused))], ", ")
+	if n := len(refused) - few; n > 0 {
+		list += fmt.Sprintf(" and %d more", n)
+	}
+	t.refuse("linux.devices", "devices of the host cannot be given to a virtual machine: %q (with a privileged container, tell the engine not to add the host's devices)", list)
+}
+
+// virtualDevice tells whether the device is one that every Linux kernel makes
+// by itself.
+func virtualDevice(d specs.LinuxDevice) bool {
+	if d.Type != "c" && d.Type != "u" {
+		return false
+	}
+	switch d.Major {
+	case 1: // null, zero, full, random, urandom, kmsg
+		return slices.Contains([]int64{3, 5, 7, 8, 9, 11}, d.Minor)
+	case 5: // tty, console, ptmx
+		return d.Minor <= 2
+	case 10: // /dev/net/tun, /dev/fuse
+		return d.Minor == 200 || d.Minor == 229
+	}
+	return false
+}
