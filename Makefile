@@ -9,7 +9,7 @@ PREFIX  ?= /usr/local
 CACHE   ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kata-build
 
 GO       := go
-MODULE   := $(shell $(GO) list -m)
+MODULE   := $(shell awk '/^module / { print $$2 }' go.mod)
 HOST     := kata kata-runtime kata-proxy
 HOST     += $(notdir $(wildcard cmd/kata-shim cmd/containerd-shim-kata-v2))
 BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false

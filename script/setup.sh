@@ -3,6 +3,11 @@
 # and only those that are missing: when all are there it ends at once.
 set -eu
 
+if ! command -v go >/dev/null; then
+	echo "setup: Go 1.26 or later is needed, and Debian's is older; see https://go.dev/doc/install" >&2
+	exit 1
+fi
+
 # What kata itself uses.
 run='qemu-system-x86 kmod iproute2 iptables containernetworking-plugins xz-utils'
 # What the build and the tests use: runc and busybox to compare with, mmdebstrap
