@@ -50,6 +50,9 @@ type Command struct {
 	KeepCaps []string
 	// User, when set, is whom the child runs as, without capabilities.
 	User *User
+	// SmallPages keeps the child's memory from being backed by transparent
+	// huge pages.
+	SmallPages bool
 	// Cgroup, when set, is called once with the child's pid, as soon as there
 	// is one. If it fails, the child is killed and Start returns its error.
 	Cgroup func(pid int) error
@@ -187,6 +190,13 @@ func (p *Process) run(c Command, started chan<- error) {
 func fork(c Command, output *os.File) (*os.Process, error) {
 	if err := confine(c.KeepCaps); err != nil {
 		return nil, err
+	}
+	if c.SmallPages {
+		// The setting is the whole process's, and inherited. That another
+		// child may get it as well, or we for a moment, does no harm.
+		if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err == nil {
+			defer func() { _ = unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0) }()
+		}
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -25,10 +25,7 @@ func (t *Buffer) Write(b []byte) (int, error) {
 		b = b[len(b)-t.limit:]
 	}
 	if len(t.buf)+len(b) > 2*t.limit {
-		keep := t.limit - len(b)
-		if keep > len(t.buf) {
-			keep = len(t.buf)
-		}
+		keep := min(t.limit-len(b), len(t.buf))
 		t.buf = append(t.buf[:0], t.buf[len(t.buf)-keep:]...)
 	}
 	t.buf = append(t.buf, b...)

@@ -20,15 +20,14 @@ import (
 )
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "guest:", err)
-	}
+	fmt.Fprintln(os.Stderr, "guest:", run())
 	// PID 1 must not end: that would be a kernel panic of another kind.
 	for {
 		_ = unix.Pause()
 	}
 }
 
+// run returns why it could not go on.
 func run() error {
 	for _, m := range []struct{ fs, dir string }{{"devtmpfs", "/dev"}, {"proc", "/proc"}, {"sysfs", "/sys"}} {
 		if err := os.MkdirAll(m.dir, 0o755); err != nil {
@@ -45,7 +44,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("guest: ready")
+	fmt.Fprintln(os.Stdout, "guest: ready")
 	return serve(port)
 }
 
@@ -85,16 +84,33 @@ func loadModule(path string) error {
 
 // openPort opens the virtio-serial port of that name when it is there.
 func openPort(name string) (*os.File, error) {
-	for range 1000 {
+	device := ""
+	err := poll(func() bool {
 		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
 		for _, file := range names {
 			if text, _ := os.ReadFile(file); strings.TrimSpace(string(text)) == name {
-				return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(file)), os.O_RDWR, 0)
+				device = "/dev/" + filepath.Base(filepath.Dir(file))
 			}
 		}
-		time.Sleep(10 * time.Millisecond)
+		return device != ""
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find port %s: %w", name, err)
 	}
-	return nil, fmt.Errorf("no port named %s", name)
+	return os.OpenFile(device, os.O_RDWR, 0)
+}
+
+// poll waits until a condition holds, for a minute.
+func poll(holds func() bool) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for range 12000 {
+		if holds() {
+			return nil
+		}
+		<-tick.C
+	}
+	return os.ErrDeadlineExceeded
 }
 
 func serve(port io.ReadWriter) error {

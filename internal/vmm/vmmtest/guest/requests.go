@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,12 +54,10 @@ func do(body io.Reader, name string, args []string) ([]byte, error) {
 		}
 		return fmt.Appendf(nil, "%x", h.Sum(nil)), nil
 	case "wait": // FILE: reads nothing until there is such a file
-		for {
-			if _, err := os.Stat(arg(0)); err == nil {
-				return nil, nil
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
+		return nil, poll(func() bool {
+			_, err := os.Stat(arg(0))
+			return err == nil
+		})
 	case "fill": // SIZE: answers with so many bytes
 		n, err := strconv.Atoi(arg(0))
 		return make([]byte, n), err
