@@ -18,8 +18,8 @@ const (
 // ErrHeader is wrapped by every error about a header that is malformed.
 var ErrHeader = errors.New("bad stream header")
 
-// check says whether h may be sent or was rightly received.
-func (h Header) check() error {
+// Check returns an error that wraps ErrHeader if h may not be sent.
+func (h Header) Check() error {
 	switch h.Kind {
 	case KindStdio:
 		if h.Container == "" {
@@ -65,7 +65,7 @@ func checkID(id string) error {
 
 // appendHeader appends the encoding of h to b.
 func appendHeader(b []byte, h Header) ([]byte, error) {
-	if err := h.check(); err != nil {
+	if err := h.Check(); err != nil {
 		return nil, err
 	}
 	b = append(b, headerVersion, byte(h.Kind), h.FD, 0)
@@ -114,7 +114,7 @@ func ReadHeader(r io.Reader) (Header, error) {
 		}
 		*id = string(b[:n])
 	}
-	if err := h.check(); err != nil {
+	if err := h.Check(); err != nil {
 		return Header{}, err
 	}
 	return h, nil

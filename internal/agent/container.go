@@ -1,0 +1,494 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+	"sync"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/agent/cgroup"
+	"github.com/seed-efd44b36/kata/internal/agent/jail"
+	"github.com/seed-efd44b36/kata/internal/link"
+	"golang.org/x/sys/unix"
+)
+
+// container is a container and its processes.
+type container struct {
+	id       string
+	jail     *jail.Container
+	group    *cgroup.Group
+	storages []*agentv1.Storage
+	init     *process
+	work     sync.WaitGroup     // what watches the container
+	end      context.CancelFunc // ends that
+
+	mu      sync.Mutex
+	execs   map[string]*process // guarded by mu; nil value: being made
+	deleted bool                // guarded by mu
+}
+
+// process is a process of a container and its standard files.
+type process struct {
+	*jail.Process
+	stdio *stdio
+}
+
+// watch ends the input when the process has ended.
+func (p *process) watch(ctx context.Context) {
+	select {
+	case <-p.Done():
+		p.stdio.endInput()
+	case <-ctx.Done():
+	}
+}
+
+// container returns a container that has been created.
+func (a *Agent) container(id string) (*container, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c, ok := a.containers[id]
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("container %q: %w", id, errMissing)
+	case c == nil:
+		return nil, fmt.Errorf("container %q is being created: %w", id, errState)
+	}
+	return c, nil
+}
+
+// process returns the init process of a container or one of its execs.
+func (a *Agent) process(id, exec string) (*container, *process, error) {
+	c, err := a.container(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	if exec == "" {
+		return c, c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.execs[exec]; p != nil {
+		return c, p, nil
+	}
+	return nil, nil, fmt.Errorf("exec %q of container %q: %w", exec, id, errMissing)
+}
+
+// attach gives a stream of the host to its process.
+func (a *Agent) attach(s link.Stream, h link.Header) error {
+	_, p, err := a.process(h.Container, h.Exec)
+	if err != nil {
+		return err
+	}
+	return p.stdio.attach(int(h.FD), s)
+}
+
+// reserve takes a container's id, or fails if it is taken.
+func (a *Agent) reserve(id string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.sandbox == "" {
+		return fmt.Errorf("the sandbox is not set up: %w", errState)
+	}
+	if _, ok := a.containers[id]; ok {
+		return fmt.Errorf("container %q: %w", id, errExists)
+	}
+	a.containers[id] = nil
+	return nil
+}
+
+// CreateContainer implements the service.
+func (a *Agent) CreateContainer(ctx context.Context, r *agentv1.CreateContainerRequest) (*agentv1.CreateContainerResponse, error) {
+	if err := (link.Header{Kind: link.KindStdio, Container: r.GetId()}).Check(); err != nil {
+		return nil, failStart(fmt.Errorf("container id %q: %w", r.GetId(), errInvalid))
+	}
+	if err := a.reserve(r.GetId()); err != nil {
+		return nil, failStart(err)
+	}
+	c, err := a.create(ctx, r)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err != nil {
+		delete(a.containers, r.GetId())
+		return nil, failStart(err)
+	}
+	a.containers[r.GetId()] = c
+	return &agentv1.CreateContainerResponse{Pid: uint32(c.init.PID())}, nil
+}
+
+func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (_ *container, err error) {
+	var spec specs.Spec
+	if err := json.Unmarshal(r.GetSpec(), &spec); err != nil {
+		return nil, fmt.Errorf("decode spec: %w: %w", err, errInvalid)
+	}
+	if spec.Process == nil || spec.Root == nil || spec.Linux == nil {
+		return nil, fmt.Errorf("spec without process, root or linux: %w", errInvalid)
+	}
+	join, err := a.joined(r.GetJoinNamespaces())
+	if err != nil {
+		return nil, err
+	}
+
+	c := &container{id: r.GetId(), execs: make(map[string]*process)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.undo(ctx, c))
+		}
+	}()
+	for _, s := range r.GetStorages() {
+		if err := a.mountStorage(ctx, s); err != nil {
+			return nil, err
+		}
+		c.storages = append(c.storages, s)
+	}
+	if c.group, err = a.groups.Create(groupName(c.id, spec.Linux.CgroupsPath), spec.Linux.Resources); err != nil {
+		return nil, fmt.Errorf("cgroup: %w", err)
+	}
+
+	std := newStdio(r.GetStdio())
+	conf := jail.Config{ID: c.id, Spec: &spec, Cgroup: c.group, Join: join}
+	if !spec.Process.Terminal {
+		if conf.Stdio, err = std.pipes(int(spec.Process.User.UID), int(spec.Process.User.GID)); err != nil {
+			return nil, err
+		}
+	}
+	c.jail, err = a.jailer.Create(ctx, conf)
+	closeStdio(conf.Stdio)
+	if err != nil {
+		std.close(ctx)
+		return nil, err
+	}
+	c.init = &process{c.jail.Init(), std}
+	if err := c.begin(ctx, c.init, spec.Process.Terminal); err != nil {
+		return nil, err
+	}
+
+	life, end := context.WithCancel(a.life)
+	c.end = end
+	c.work.Go(func() { c.init.watch(life) })
+	c.work.Go(func() {
+		err := c.group.WatchOOM(life, func() {
+			a.log.Warn("a process was killed for want of memory", "container", c.id)
+			a.events.add(&agentv1.NextEventResponse{Kind: agentv1.NextEventResponse_OOM, Container: c.id})
+		})
+		if err != nil && life.Err() == nil {
+			a.log.Warn("kills for want of memory will not be told", "container", c.id, "err", err)
+		}
+	})
+	return c, nil
+}
+
+// begin starts to carry the standard files of a process that was made.
+func (c *container) begin(ctx context.Context, p *process, terminal bool) error {
+	if terminal {
+		if err := p.stdio.useConsole(p.Console()); err != nil {
+			p.stdio.close(ctx)
+			return err
+		}
+	}
+	p.stdio.run()
+	return nil
+}
+
+// joined finds the containers whose namespaces are to be joined.
+func (a *Agent) joined(names map[string]string) (map[specs.LinuxNamespaceType]*jail.Container, error) {
+	join := make(map[specs.LinuxNamespaceType]*jail.Container, len(names))
+	for kind, id := range names {
+		c, err := a.container(id)
+		if err != nil {
+			return nil, fmt.Errorf("join %s namespace: %w", kind, err)
+		}
+		join[specs.LinuxNamespaceType(kind)] = c.jail
+	}
+	return join, nil
+}
+
+// groupName is the name of a container's cgroup: as the spec has it, if that is
+// a path below the root, else by the container's id.
+func groupName(id, specPath string) string {
+	if p := strings.TrimPrefix(path.Clean("/"+specPath), "/"); p != "" && specPath != "" && !strings.Contains(p, ":") {
+		return p
+	}
+	return "kata/" + id
+}
+
+// undo removes all of a container, also one that is there only in part.
+func (a *Agent) undo(ctx context.Context, c *container) error {
+	var errs []error
+	if c.end != nil {
+		c.end()
+		c.work.Wait()
+	}
+	switch {
+	case c.jail != nil:
+		errs = append(errs, c.jail.Delete(ctx))
+	case c.group != nil:
+		errs = append(errs, c.group.Delete(ctx))
+	}
+	c.mu.Lock()
+	list := make([]*process, 0, len(c.execs)+1)
+	for _, p := range c.execs {
+		if p != nil {
+			list = append(list, p)
+		}
+	}
+	clear(c.execs)
+	c.mu.Unlock()
+	if c.init != nil {
+		list = append(list, c.init)
+	}
+	for _, p := range list {
+		p.stdio.close(ctx)
+	}
+	return errors.Join(append(errs, unmountStorages(c.storages))...)
+}
+
+// DeleteContainer implements the service.
+func (a *Agent) DeleteContainer(ctx context.Context, r *agentv1.DeleteContainerRequest) (*agentv1.DeleteContainerResponse, error) {
+	c, err := a.container(r.GetContainer())
+	if err != nil {
+		return nil, fail(err)
+	}
+	c.mu.Lock()
+	busy := c.deleted
+	c.deleted = true
+	c.mu.Unlock()
+	if busy {
+		return nil, fail(fmt.Errorf("container %q is being deleted: %w", c.id, errState))
+	}
+	if err := a.undo(ctx, c); err != nil {
+		// It may be tried again: each step can be repeated.
+		c.mu.Lock()
+		c.deleted = false
+		c.mu.Unlock()
+		return nil, fail(fmt.Errorf("delete container %q: %w", c.id, err))
+	}
+	a.mu.Lock()
+	delete(a.containers, c.id)
+	a.mu.Unlock()
+	return &agentv1.DeleteContainerResponse{}, nil
+}
+
+// CreateExec implements the service.
+func (a *Agent) CreateExec(ctx context.Context, r *agentv1.CreateExecRequest) (*agentv1.CreateExecResponse, error) {
+	if err := (link.Header{Kind: link.KindStdio, Container: r.GetContainer(), Exec: r.GetExec()}).Check(); err != nil || r.GetExec() == "" {
+		return nil, failStart(fmt.Errorf("exec id %q: %w", r.GetExec(), errInvalid))
+	}
+	c, err := a.container(r.GetContainer())
+	if err != nil {
+		return nil, failStart(err)
+	}
+	if err := c.reserve(r.GetExec()); err != nil {
+		return nil, failStart(err)
+	}
+	p, err := a.exec(ctx, c, r)
+	c.mu.Lock()
+	if err == nil && c.deleted {
+		err = fmt.Errorf("container %q is being deleted: %w", c.id, errState)
+	}
+	if err != nil {
+		delete(c.execs, r.GetExec())
+	} else {
+		c.execs[r.GetExec()] = p
+	}
+	c.mu.Unlock()
+	if err != nil {
+		if p != nil {
+			_ = p.Signal(unix.SIGKILL)
+			p.stdio.close(ctx)
+		}
+		return nil, failStart(err)
+	}
+	return &agentv1.CreateExecResponse{}, nil
+}
+
+// reserve takes the id of an exec, or fails if it is taken.
+func (c *container) reserve(exec string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.deleted {
+		return fmt.Errorf("container %q is being deleted: %w", c.id, errState)
+	}
+	if _, ok := c.execs[exec]; ok {
+		return fmt.Errorf("exec %q of container %q: %w", exec, c.id, errExists)
+	}
+	c.execs[exec] = nil
+	return nil
+}
+
+func (a *Agent) exec(ctx context.Context, c *container, r *agentv1.CreateExecRequest) (*process, error) {
+	var proc specs.Process
+	if err := json.Unmarshal(r.GetProcess(), &proc); err != nil {
+		return nil, fmt.Errorf("decode process: %w: %w", err, errInvalid)
+	}
+	std := newStdio(r.GetStdio())
+	conf := jail.ExecConfig{Process: &proc}
+	if !proc.Terminal {
+		var err error
+		if conf.Stdio, err = std.pipes(int(proc.User.UID), int(proc.User.GID)); err != nil {
+			return nil, err
+		}
+	}
+	jp, err := c.jail.Exec(ctx, conf)
+	closeStdio(conf.Stdio)
+	if err != nil {
+		std.close(ctx)
+		return nil, err
+	}
+	p := &process{jp, std}
+	if err := c.begin(ctx, p, proc.Terminal); err != nil {
+		_ = p.Signal(unix.SIGKILL)
+		return nil, err
+	}
+	// The container's end, which kills the process, ends it.
+	c.work.Go(func() { p.watch(a.life) })
+	return p, nil
+}
+
+// StartProcess implements the service.
+func (a *Agent) StartProcess(ctx context.Context, r *agentv1.StartProcessRequest) (*agentv1.StartProcessResponse, error) {
+	c, p, err := a.process(r.GetContainer(), r.GetExec())
+	if err != nil {
+		return nil, failStart(err)
+	}
+	if err := p.stdio.await(ctx); err != nil {
+		return nil, failStart(err)
+	}
+	if r.GetExec() == "" {
+		err = c.jail.Start(ctx)
+	} else {
+		err = p.Start(ctx)
+	}
+	if err != nil {
+		return nil, failStart(err)
+	}
+	return &agentv1.StartProcessResponse{Pid: uint32(p.PID())}, nil
+}
+
+// SignalProcess implements the service.
+func (a *Agent) SignalProcess(_ context.Context, r *agentv1.SignalProcessRequest) (*agentv1.SignalProcessResponse, error) {
+	c, p, err := a.process(r.GetContainer(), r.GetExec())
+	if err != nil {
+		return nil, fail(err)
+	}
+	sig := unix.Signal(r.GetSignal())
+	switch {
+	case r.GetSignal() > 64:
+		err = fmt.Errorf("signal %d: %w", r.GetSignal(), errInvalid)
+	case r.GetAll() && sig == unix.SIGKILL:
+		err = c.group.Kill()
+	case r.GetAll():
+		err = c.group.Signal(sig)
+	default:
+		err = p.Signal(sig)
+	}
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return nil, fail(err)
+	}
+	return &agentv1.SignalProcessResponse{}, nil
+}
+
+// WaitProcess implements the service.
+func (a *Agent) WaitProcess(ctx context.Context, r *agentv1.WaitProcessRequest) (*agentv1.WaitProcessResponse, error) {
+	c, p, err := a.process(r.GetContainer(), r.GetExec())
+	if err != nil {
+		return nil, fail(err)
+	}
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		return nil, fail(ctx.Err())
+	}
+	// After the container is deleted nobody counts its kills.
+	kills, err := c.group.OOMKills()
+	if err != nil {
+		a.log.Debug("kills for want of memory are unknown", "container", c.id, "err", err)
+	}
+	child := p.Child()
+	return &agentv1.WaitProcessResponse{
+		ExitCode:  uint32(child.ExitCode()),
+		ExitedAt:  child.Ended().UnixNano(),
+		OomKilled: kills > 0,
+	}, nil
+}
+
+// ResizeTerminal implements the service.
+func (a *Agent) ResizeTerminal(_ context.Context, r *agentv1.ResizeTerminalRequest) (*agentv1.ResizeTerminalResponse, error) {
+	_, p, err := a.process(r.GetContainer(), r.GetExec())
+	if err == nil && (r.GetWidth() > 0xffff || r.GetHeight() > 0xffff) {
+		err = fmt.Errorf("terminal of %d by %d: %w", r.GetWidth(), r.GetHeight(), errInvalid)
+	}
+	if err == nil {
+		err = p.Resize(uint16(r.GetWidth()), uint16(r.GetHeight()))
+	}
+	if err != nil {
+		return nil, fail(err)
+	}
+	return &agentv1.ResizeTerminalResponse{}, nil
+}
+
+// DeleteProcess implements the service.
+func (a *Agent) DeleteProcess(ctx context.Context, r *agentv1.DeleteProcessRequest) (*agentv1.DeleteProcessResponse, error) {
+	if r.GetExec() == "" {
+		return nil, fail(fmt.Errorf("an init process is deleted with its container: %w", errInvalid))
+	}
+	c, p, err := a.process(r.GetContainer(), r.GetExec())
+	if err != nil {
+		return nil, fail(err)
+	}
+	select {
+	case <-p.Done():
+	default:
+		return nil, fail(fmt.Errorf("exec %q of container %q has not ended: %w", r.GetExec(), c.id, errState))
+	}
+	c.mu.Lock()
+	delete(c.execs, r.GetExec())
+	c.mu.Unlock()
+	p.stdio.close(ctx)
+	return &agentv1.DeleteProcessResponse{}, nil
+}
+
+// PauseContainer implements the service.
+func (a *Agent) PauseContainer(ctx context.Context, r *agentv1.PauseContainerRequest) (*agentv1.PauseContainerResponse, error) {
+	c, err := a.container(r.GetContainer())
+	if err == nil {
+		err = c.group.Freeze(ctx)
+	}
+	if err != nil {
+		return nil, fail(err)
+	}
+	return &agentv1.PauseContainerResponse{}, nil
+}
+
+// ResumeContainer implements the service.
+func (a *Agent) ResumeContainer(ctx context.Context, r *agentv1.ResumeContainerRequest) (*agentv1.ResumeContainerResponse, error) {
+	c, err := a.container(r.GetContainer())
+	if err == nil {
+		err = c.group.Thaw(ctx)
+	}
+	if err != nil {
+		return nil, fail(err)
+	}
+	return &agentv1.ResumeContainerResponse{}, nil
+}
+
+// UpdateContainer implements the service.
+func (a *Agent) UpdateContainer(_ context.Context, r *agentv1.UpdateContainerRequest) (*agentv1.UpdateContainerResponse, error) {
+	c, err := a.container(r.GetContainer())
+	if err != nil {
+		return nil, fail(err)
+	}
+	var res specs.LinuxResources
+	if err := json.Unmarshal(r.GetResources(), &res); err != nil {
+		return nil, fail(fmt.Errorf("decode resources: %w: %w", err, errInvalid))
+	}
+	if err := c.group.Update(&res); err != nil {
+		return nil, fail(err)
+	}
+	return &agentv1.UpdateContainerResponse{}, nil
+}

@@ -1,0 +1,225 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/link"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// portName is the virtio-serial port of the link.
+	portName = "agent.0"
+	// portTimeout is how long the port may take to appear.
+	portTimeout = 30 * time.Second
+	// portIdle is how often the agent looks whether the host has come back.
+	portIdle = 20 * time.Millisecond
+)
+
+// serveSerial serves one host after the other on the virtio-serial port: the
+// far end of the port can change while the guest sleeps.
+func (a *Agent) serveSerial(ctx context.Context) error {
+	rpc, done := a.startServer(ctx)
+	defer done()
+	path, err := awaitPort(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		port, err := openPort(ctx, path, a.markReady)
+		if err != nil {
+			return err
+		}
+		l, err := link.Serve(port)
+		if err != nil {
+			a.log.Warn("no link", "err", err)
+			if err := pause(ctx, portIdle); err != nil {
+				return err
+			}
+			continue
+		}
+		a.accept(ctx, l, rpc)
+		_ = l.Close()
+	}
+}
+
+// serveVsock serves connections from the host.
+func (a *Agent) serveVsock() error {
+	rpc, done := a.startServer(a.life)
+	defer done()
+	l, err := link.ListenVsock(vsockPort)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	a.markReady()
+	a.accept(a.life, l, rpc)
+	return errors.New("the listener of the link has ended")
+}
+
+func (a *Agent) markReady() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ready == 0 {
+		a.ready = uptime()
+	}
+}
+
+// accept hands every stream to whom it is for, until the link ends. What it
+// starts has ended when it returns, but for what belongs to a process.
+func (a *Agent) accept(ctx context.Context, l link.Listener, rpc *streams) {
+	var work sync.WaitGroup
+	defer work.Wait()
+	for {
+		s, h, err := l.Accept()
+		if err != nil {
+			a.log.Info("link ended", "err", err)
+			return
+		}
+		switch h.Kind {
+		case link.KindRPC:
+			rpc.give(s)
+		case link.KindStdio:
+			if err := a.attach(s, h); err != nil {
+				a.log.Warn("stream refused", "container", h.Container, "exec", h.Exec, "fd", h.FD, "err", err)
+				_ = s.Close()
+			}
+		case link.KindLog:
+			work.Go(func() { a.logs.serve(s) })
+		case link.KindDebug:
+			work.Go(func() { a.serveDebug(ctx, s) })
+		default:
+			_ = s.Close()
+		}
+	}
+}
+
+// startServer starts the server of calls. done ends it.
+func (a *Agent) startServer(ctx context.Context) (rpc *streams, done func()) {
+	rpc = &streams{c: make(chan net.Conn), done: make(chan struct{})}
+	srv, err := ttrpc.NewServer()
+	if err != nil {
+		panic(err) // only options can fail, and there are none
+	}
+	agentv1.RegisterAgentService(srv, a)
+	var work sync.WaitGroup
+	work.Go(func() { _ = srv.Serve(ctx, rpc) })
+	return rpc, func() {
+		_ = srv.Close()
+		_ = rpc.Close()
+		work.Wait()
+	}
+}
+
+// streams is a net.Listener of streams of kind rpc.
+type streams struct {
+	c    chan net.Conn
+	done chan struct{}
+	once sync.Once
+}
+
+func (s *streams) give(c net.Conn) {
+	select {
+	case s.c <- c:
+	case <-s.done:
+		_ = c.Close()
+	}
+}
+
+// Accept implements net.Listener.
+func (s *streams) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.c:
+		return c, nil
+	case <-s.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (s *streams) Close() error {
+	s.once.Do(func() { close(s.done) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (s *streams) Addr() net.Addr { return &net.UnixAddr{Name: "link", Net: "unix"} }
+
+// awaitPort waits for the port and returns the path of its device.
+func awaitPort(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, portTimeout)
+	defer cancel()
+	for wait := time.Millisecond; ; wait = min(2*wait, portIdle) {
+		path, err := findPort("/sys/class/virtio-ports", "/dev")
+		if path != "" || err != nil {
+			return path, err
+		}
+		if err := pause(ctx, wait); err != nil {
+			return "", fmt.Errorf("the machine has no virtio-serial port %s", portName)
+		}
+	}
+}
+
+// findPort looks for the port in sysfs; "" means that it is not there.
+func findPort(class, dev string) (string, error) {
+	ports, err := os.ReadDir(class)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("list virtio-serial ports: %w", err)
+	}
+	for _, p := range ports {
+		name, err := os.ReadFile(filepath.Join(class, p.Name(), "name"))
+		if err == nil && string(bytes.TrimSpace(name)) == portName {
+			return filepath.Join(dev, p.Name()), nil
+		}
+	}
+	return "", nil
+}
+
+// openPort opens the port and returns when the host has something to say.
+// opened is called in between.
+func openPort(ctx context.Context, path string, opened func()) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	opened()
+	for {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		_, err := unix.Poll(p, -1)
+		switch {
+		case err != nil && !errors.Is(err, unix.EINTR):
+			_ = unix.Close(fd)
+			return nil, fmt.Errorf("wait for the host: %w", err)
+		case err == nil && p[0].Revents&unix.POLLIN != 0:
+			return os.NewFile(uintptr(fd), path), nil
+		}
+		// A port without a host hangs up at once, again and again.
+		if err := pause(ctx, portIdle); err != nil {
+			_ = unix.Close(fd)
+			return nil, err
+		}
+	}
+}
+
+// pause waits, or returns the error of ctx when it ends.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

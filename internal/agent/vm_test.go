@@ -1,0 +1,155 @@
+//go:build integration
+
+package agent_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/guestimage"
+	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/vmm"
+	"github.com/seed-efd44b36/kata/internal/vmm/qemu"
+)
+
+// patience bounds every wait. It is long: the guest is emulated, and the
+// machine may be busy.
+const patience = 2 * time.Minute
+
+// nicMAC is the hardware address of the guest's interface.
+const nicMAC = "02:00:00:12:34:56"
+
+// guest is a machine with the agent in it, set up as a sandbox.
+type guest struct {
+	machine vmm.Machine
+	link    link.Opener
+	agent   agentv1.AgentService
+	shared  string // the shared directory on the host
+}
+
+// image builds the agent and the initrd with it.
+func image(t *testing.T) guestimage.Image {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "kata-test", "agent")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(dir, "kata-agent")
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", program,
+		"github.com/seed-efd44b36/kata/cmd/kata-agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the agent: %v\n%s", err, out)
+	}
+	b := guestimage.Builder{
+		CacheDir: filepath.Join(cache, "kata-test", "guestimage"),
+		Agent:    program,
+		Log:      slog.New(slog.DiscardHandler),
+	}
+	img, err := b.Ensure(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// boot starts a guest and connects to its agent.
+func boot(t *testing.T) *guest {
+	t.Helper()
+	binary, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		t.Skip("qemu-system-x86_64 is not installed")
+	}
+	img := image(t)
+	g := &guest{shared: t.TempDir()}
+	if err := os.Chmod(g.shared, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	level := slog.LevelInfo
+	if testing.Verbose() {
+		level = slog.LevelDebug
+	}
+	g.machine, err = qemu.New(vmm.Config{
+		ID:          "agenttest-" + strconv.Itoa(os.Getpid()),
+		Dir:         t.TempDir(),
+		Binary:      binary,
+		MachineType: "q35",
+		Accel:       vmm.AccelTCG,
+		CPUs:        1, MemoryMiB: 256,
+		Kernel: img.Kernel.VMLinux, Initrd: img.Initrd,
+		KernelParams: guestimage.KernelParams(img.Kernel, true) + " kata.log=debug",
+		Share:        vmm.Share{Tag: "kata", Path: g.shared},
+		NIC:          vmm.NIC{MAC: nicMAC},
+		Unprivileged: true,
+	}, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if err := g.machine.Start(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if t.Failed() {
+			t.Logf("guest console:\n%q", g.machine.Console())
+		}
+		g.machine.Kill(ctx)
+	})
+	conn, err := g.machine.Agent(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g.link, err = link.Client(within(t), conn); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.link.Close() })
+	rpc, err := g.link.Open(t.Context(), link.Header{Kind: link.KindRPC})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := ttrpc.NewClient(rpc)
+	t.Cleanup(func() { client.Close() })
+	g.agent = agentv1.NewAgentClient(client)
+	d, err := g.agent.Details(within(t), &agentv1.DetailsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("first answer after %v: %v", time.Since(start).Round(time.Millisecond), d)
+	return g
+}
+
+func TestDetails(t *testing.T) {
+	g := boot(t)
+	d, err := g.agent.Details(within(t), &agentv1.DetailsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.GetCpus() != 1 || d.GetMemoryBytes() < 100<<20 || d.GetMemoryBytes() > 256<<20 || !d.GetSeccomp() {
+		t.Errorf("details: %v", d)
+	}
+	// What the design promises of an idle agent.
+	if rss := d.GetAgentRssBytes(); rss == 0 || rss > 10<<20 {
+		t.Errorf("the agent takes %d KiB", rss>>10)
+	}
+}
