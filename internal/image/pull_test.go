@@ -523,3 +523,42 @@ func TestParseReference(t *testing.T) {
 		}
 	}
 }
+
+func TestCopyDir(t *testing.T) {
+	needRoot(t)
+	s := openStore(t)
+	img, err := s.Pull(t.Context(), writeLayout(t, build(t,
+		tarOf(t, entry(tar.TypeDir, "v", mode(0o710), owner(5, 6)), entry(tar.TypeReg, "v/gone"), entry(tar.TypeReg, "v/low"),
+			entry(tar.TypeDir, "v/d"), entry(tar.TypeReg, "v/d/hidden"), entry(tar.TypeSymlink, "link", link("v"))),
+		tarOf(t, entry(tar.TypeDir, "v", mode(0o710), owner(5, 6)), entry(tar.TypeReg, "v/.wh.gone"), entry(tar.TypeReg, "v/high", mode(0o4755), owner(7, 8)),
+			entry(tar.TypeDir, "v/d"), entry(tar.TypeReg, "v/d/.wh..wh..opq"), entry(tar.TypeSymlink, "v/d/s", link("/etc")), entry(tar.TypeFifo, "v/d/p")),
+	), "v1"), amd64())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dst := filepath.Join(t.TempDir(), "copy")
+	if err := os.Mkdir(dst, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Tree(img, "").CopyDir("/link/", dst); err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	err = filepath.WalkDir(dst, func(p string, _ os.DirEntry, err error) error {
+		st := lstat(t, p)
+		if got := modTime(&st); !got.Equal(when) {
+			t.Errorf("%s: time %v, want %v", p, got, when)
+		}
+		found = append(found, fmt.Sprintf("%s %o %d:%d", strings.TrimPrefix(p, dst), st.Mode, st.Uid, st.Gid))
+		return err
+	})
+	want := []string{" 40710 5:6", "/d 40755 0:0", "/d/p 10644 0:0", "/d/s 120777 0:0", "/high 104755 7:8", "/low 100644 0:0"}
+	if diff := cmp.Diff(want, found); err != nil || diff != "" {
+		t.Errorf("copied: %v, %s", err, diff)
+	}
+	for _, name := range []string{"/none", "/v/gone", "/v/low", "/"} {
+		if err := s.Tree(img, "").CopyDir(name, dst); err == nil {
+			t.Errorf("copy %s: no error", name)
+		}
+	}
+}
