@@ -81,3 +81,7 @@ func (g *Group) WatchOOM(ctx context.Context, notify func()) error { return errT
 // Delete removes the group and all groups below it. It waits, no longer than ctx
 // allows, until their processes, which Kill was called for, have ended.
 func (g *Group) Delete(ctx context.Context) error { return errTODO }
+
+// AddPIDBeside moves the process into the group that other, a process of g or of a
+// group below it, is in.
+func (g *Group) AddPIDBeside(pid, other int) error { return errTODO }

@@ -20,9 +20,11 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/seed-efd44b36/kata/internal/agent/cgroup"
+	"github.com/seed-efd44b36/kata/internal/agent/jail/inside"
 	"github.com/seed-efd44b36/kata/internal/agent/reap"
 	"golang.org/x/sys/unix"
 )
@@ -51,17 +53,70 @@ type Options struct {
 }
 
 // Jailer makes containers. Its methods are safe for concurrent use.
-type Jailer struct{}
+type Jailer struct {
+	options Options
+
+	mu     sync.Mutex
+	spares []*worker // guarded by mu; born in pid namespaces of their own
+}
 
 // New returns a Jailer without spare processes.
-func New(o Options) *Jailer { return &Jailer{} }
+func New(o Options) *Jailer { return &Jailer{options: o} }
 
 // Fill starts spare processes until there are Options.Spares of them. A
 // container that needs a pid namespace of its own then takes one of them.
-func (j *Jailer) Fill(ctx context.Context) error { return errTODO }
+func (j *Jailer) Fill(ctx context.Context) error {
+	for ctx.Err() == nil {
+		j.mu.Lock()
+		enough := len(j.spares) >= j.options.Spares
+		j.mu.Unlock()
+		if enough {
+			return nil
+		}
+		w, err := j.spawn(birth{clone: unix.CLONE_NEWPID})
+		if err != nil {
+			return err
+		}
+		j.mu.Lock()
+		j.spares = append(j.spares, w)
+		j.mu.Unlock()
+	}
+	return ctx.Err()
+}
 
 // Close ends the spare processes. Containers are not touched.
-func (j *Jailer) Close() {}
+func (j *Jailer) Close() {
+	j.mu.Lock()
+	spares := j.spares
+	j.spares = nil
+	j.mu.Unlock()
+	for _, w := range spares {
+		w.discard()
+	}
+}
+
+// worker returns a process that was born as asked: a spare one if there is one
+// that still lives.
+func (j *Jailer) worker(b birth) (*worker, error) {
+	for b.clone == unix.CLONE_NEWPID && b.pidNamespace == nil {
+		j.mu.Lock()
+		n := len(j.spares)
+		if n == 0 {
+			j.mu.Unlock()
+			break
+		}
+		w := j.spares[n-1]
+		j.spares = j.spares[:n-1]
+		j.mu.Unlock()
+		select {
+		case <-w.child.Done():
+			w.discard()
+		default:
+			return w, nil
+		}
+	}
+	return j.spawn(b)
+}
 
 // Config is one container.
 type Config struct {
@@ -81,68 +136,12 @@ type Config struct {
 }
 
 // Stdio is the standard input, output and error of a process. Nil is /dev/null.
-// The caller keeps the files and should close them after Create or Exec. With a
-// terminal they must be nil: see Process.Console.
+// The caller keeps the files and should close them after Create or Exec. They
+// should be in blocking mode, as programs expect; those of os.Pipe are put into it.
+// With a terminal they are ignored: see Process.Console.
 type Stdio struct{ In, Out, Err *os.File }
 
-// Container is a container that was created. Its methods are safe for concurrent
-// use.
-type Container struct{}
-
-var errTODO = errors.New("not there yet")
-
-// Create sets a container up. Its first process waits for Start. On error nothing
-// of it is left but the cgroup. The context bounds the set-up.
-func (j *Jailer) Create(ctx context.Context, c Config) (*Container, error) { return nil, errTODO }
-
-// Init is the first process of the container. It exists as soon as the container.
-func (c *Container) Init() *Process { return nil }
-
-// Start runs the program of the container's first process.
-func (c *Container) Start(ctx context.Context) error { return errTODO }
-
-// ExecConfig is a further process of a container.
-type ExecConfig struct {
-	Process *specs.Process
-	Stdio   Stdio
-}
-
-// Exec prepares a further process in the running container. It waits for
-// Process.Start.
-func (c *Container) Exec(ctx context.Context, e ExecConfig) (*Process, error) { return nil, errTODO }
-
-// Delete kills every process of the container, waits for their end as long as ctx
-// allows, and removes the cgroup. Its mounts end with its processes.
-func (c *Container) Delete(ctx context.Context) error { return errTODO }
-
-// Process is a process of a container.
-type Process struct{}
-
-// Start lets the process run its program. It returns once the program runs, or
-// with ErrNotFound or ErrPermission if it cannot; the process has then ended.
-func (p *Process) Start(ctx context.Context) error { return errTODO }
-
-// PID is the process's id in the agent's namespace.
-func (p *Process) PID() int { return 0 }
-
-// Done is closed when the process has ended.
-func (p *Process) Done() <-chan struct{} { return nil }
-
-// Child is the process as the reaper knows it: how and when it ended.
-func (p *Process) Child() *reap.Child { return nil }
-
-// Signal sends sig. The error is os.ErrProcessDone if the process has ended.
-func (p *Process) Signal(sig unix.Signal) error { return errTODO }
-
-// Console is the master side of the process's terminal, nil if it has none. The
-// caller owns it; reading fails with EIO when the last process has closed the
-// other side.
-func (p *Process) Console() *os.File { return nil }
-
-// Resize sets the size of the process's terminal.
-func (p *Process) Resize(width, height uint16) error { return errTODO }
-
 // Main is what the program has to run, before anything else and on the main
-// goroutine, when argv[0] is Name. It does not return if all goes well;
-// otherwise it returns an exit status.
-func Main() int { return 1 }
+// goroutine, when argv[0] is Name. It does not return if all goes well; otherwise
+// it returns an exit status.
+func Main() int { return inside.Main() }

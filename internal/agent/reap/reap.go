@@ -8,6 +8,7 @@ package reap
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -49,8 +50,7 @@ func (r *Reaper) Run(ctx context.Context) error {
 	signal.Notify(wake, unix.SIGCHLD)
 	defer signal.Stop(wake)
 	for {
-		if err := r.collect(); err != nil {
-			return err
+		for r.reapOne() {
 		}
 		select {
 		case <-wake:
@@ -60,39 +60,27 @@ func (r *Reaper) Run(ctx context.Context) error {
 	}
 }
 
-// collect reaps every child that has ended by now.
-func (r *Reaper) collect() error {
-	for {
-		// WNOWAIT leaves the child a zombie, so its pid stays taken until the
-		// lock is held and nobody can be about to signal it.
-		pid, err := peek()
-		if err != nil || pid == 0 {
-			return err
-		}
-		r.reap(pid)
-	}
-}
-
-func (r *Reaper) reap(pid int) {
+// reapOne reaps a child that has ended; it reports whether there was one.
+//
+// The lock is held from before the pid becomes free for another process until
+// nobody can find it here any more.
+func (r *Reaper) reapOne() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var status unix.WaitStatus
-	for {
-		_, err := unix.Wait4(pid, &status, unix.WNOHANG, nil)
-		if err == nil {
-			break
-		}
-		if err != unix.EINTR { //nolint:errorlint // a raw errno
-			return
-		}
+	pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
+	if errors.Is(err, unix.EINTR) {
+		return true
 	}
-	c, ok := r.children[pid]
-	if !ok {
-		return // an orphan
+	if err != nil || pid == 0 { // ECHILD is the only error: none is left
+		return false
 	}
-	delete(r.children, pid)
-	c.status, c.ended = status, time.Now()
-	close(c.done)
+	if c, ok := r.children[pid]; ok { // else it is an orphan
+		delete(r.children, pid)
+		c.status, c.ended = status, time.Now()
+		close(c.done)
+	}
+	return true
 }
 
 // Start calls start, which must start one child of this process (by

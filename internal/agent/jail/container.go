@@ -1,0 +1,276 @@
+package jail
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/seed-efd44b36/kata/internal/agent/cgroup"
+	"github.com/seed-efd44b36/kata/internal/agent/jail/inside"
+	"github.com/seed-efd44b36/kata/internal/agent/reap"
+	"golang.org/x/sys/unix"
+)
+
+// Container is a container that was created. Its methods are safe for concurrent
+// use.
+type Container struct {
+	id     string
+	jailer *Jailer
+	cgroup *cgroup.Group
+	linux  *specs.Linux // of its spec; never changed
+	init   *Process
+	// pidfd of the init process, by which others enter the namespaces: it is never
+	// mistaken for another process.
+	pidfd *os.File
+	// enter are the CLONE_NEW* flags of the namespaces that are not the agent's.
+	enter int
+
+	mu    sync.Mutex
+	execs []*Process // guarded by mu; those that may still run
+	gone  bool       // guarded by mu; Delete was called
+}
+
+// Create sets a container up. Its first process waits for Start. On error nothing
+// of it is left but the cgroup. The context bounds the set-up.
+func (j *Jailer) Create(ctx context.Context, c Config) (*Container, error) {
+	container, err := j.create(ctx, c)
+	if kind := (kindError{}); err != nil && !errors.As(err, &kind) {
+		return nil, fmt.Errorf("create container %q: %w", c.ID, err)
+	}
+	return container, err
+}
+
+func (j *Jailer) create(ctx context.Context, c Config) (*Container, error) {
+	plan, clone, err := newPlan(c.ID, c.Spec, c.Join)
+	if err != nil {
+		return nil, err
+	}
+	container := &Container{id: c.ID, jailer: j, cgroup: c.Cgroup, linux: c.Spec.Linux}
+	container.enter = plan.Unshare | clone
+	b := birth{clone: clone}
+	var join []*os.File
+	for t, other := range c.Join {
+		flag := cloneFlags[t]
+		container.enter |= flag
+		if flag == unix.CLONE_NEWPID {
+			b.pidNamespace = other.pidfd
+			continue
+		}
+		plan.Join = append(plan.Join, flag)
+		join = append(join, other.pidfd)
+	}
+	container.init, err = j.start(ctx, b, plan, c.Stdio, join, func(pid int) error {
+		if c.Cgroup == nil {
+			return nil
+		}
+		return c.Cgroup.AddPID(pid)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if container.pidfd, err = container.init.worker.child.PidFD(); err != nil {
+		container.init.discard()
+		return nil, err
+	}
+	return container, nil
+}
+
+// start brings a process to the gate. On error it has been killed, though it may
+// not have been reaped yet.
+func (j *Jailer) start(ctx context.Context, b birth, p *inside.Plan, s Stdio, join []*os.File, place func(pid int) error) (*Process, error) {
+	w, err := j.worker(b)
+	if err != nil {
+		return nil, err
+	}
+	if err := place(w.child.PID); err != nil {
+		w.discard()
+		return nil, err
+	}
+	terminal, err := w.prepare(ctx, p, s, join)
+	if err != nil {
+		return nil, err
+	}
+	return &Process{worker: w, terminal: terminal}, nil
+}
+
+// Init is the first process of the container. It exists as soon as the container.
+func (c *Container) Init() *Process { return c.init }
+
+// Start runs the program of the container's first process.
+func (c *Container) Start(ctx context.Context) error { return c.init.Start(ctx) }
+
+// ExecConfig is a further process of a container.
+type ExecConfig struct {
+	Process *specs.Process
+	Stdio   Stdio
+}
+
+// Exec prepares a further process in the running container. It waits for
+// Process.Start. The filter of system calls is the container's.
+func (c *Container) Exec(ctx context.Context, e ExecConfig) (*Process, error) {
+	p, err := c.exec(ctx, e)
+	if kind := (kindError{}); err != nil && !errors.As(err, &kind) {
+		return nil, fmt.Errorf("exec in container %q: %w", c.id, err)
+	}
+	return p, err
+}
+
+func (c *Container) exec(ctx context.Context, e ExecConfig) (*Process, error) {
+	if e.Process == nil {
+		return nil, errors.New("process: missing")
+	}
+	if c.enter&unix.CLONE_NEWTIME != 0 {
+		return nil, fmt.Errorf("the container has a time namespace, which a process with threads cannot enter: %w", ErrUnsupported)
+	}
+	var bad problems
+	linux := &specs.Linux{}
+	if c.linux != nil {
+		linux.Seccomp, linux.Personality = c.linux.Seccomp, c.linux.Personality
+	}
+	plan := &inside.Plan{Container: c.id, Process: newProcess(&bad, e.Process, linux)}
+	if e.Process.SelinuxLabel != "" {
+		bad.unsupported("process.selinuxLabel", "SELinux")
+	}
+	if err := bad.err(); err != nil {
+		return nil, err
+	}
+	var b birth
+	if c.enter&unix.CLONE_NEWPID != 0 {
+		b.pidNamespace = c.pidfd
+	}
+	plan.Join = []int{c.enter &^ unix.CLONE_NEWPID}
+	p, err := c.jailer.start(ctx, b, plan, e.Stdio, []*os.File{c.pidfd}, c.place)
+	if errors.Is(err, unix.ESRCH) {
+		err = fmt.Errorf("the container is not running: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !c.keep(p) {
+		p.discard()
+		return nil, errors.New("the container is being deleted")
+	}
+	return p, nil
+}
+
+// place moves a process into the container's cgroup or, if the container has
+// divided that among others, into the one of its first process.
+func (c *Container) place(pid int) error {
+	if c.cgroup == nil {
+		return nil
+	}
+	err := c.cgroup.AddPID(pid)
+	if errors.Is(err, unix.EBUSY) {
+		return c.cgroup.AddPIDBeside(pid, c.init.PID())
+	}
+	return err
+}
+
+// keep remembers a process for Delete, unless that was called.
+func (c *Container) keep(p *Process) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gone {
+		return false
+	}
+	c.execs = slices.DeleteFunc(c.execs, func(p *Process) bool {
+		select {
+		case <-p.Done():
+			return true
+		default:
+			return false
+		}
+	})
+	c.execs = append(c.execs, p)
+	return true
+}
+
+// Delete kills every process of the container, waits for their end as long as ctx
+// allows, and removes the cgroup. Its mounts end with its processes. It may be
+// called again after an error.
+func (c *Container) Delete(ctx context.Context) error {
+	c.mu.Lock()
+	c.gone = true
+	processes := append([]*Process{c.init}, c.execs...)
+	c.mu.Unlock()
+	if c.cgroup != nil {
+		if err := c.cgroup.Kill(); err != nil {
+			return fmt.Errorf("delete container %q: %w", c.id, err)
+		}
+	}
+	for _, p := range processes {
+		p.discard()
+	}
+	for _, p := range processes {
+		select {
+		case <-p.Done():
+		case <-ctx.Done():
+			return fmt.Errorf("delete container %q: process %d does not end: %w", c.id, p.PID(), context.Cause(ctx))
+		}
+	}
+	if c.cgroup != nil {
+		if err := c.cgroup.Delete(ctx); err != nil {
+			return fmt.Errorf("delete container %q: %w", c.id, err)
+		}
+	}
+	_ = c.pidfd.Close()
+	return nil
+}
+
+// Process is a process of a container. Its methods are safe for concurrent use.
+type Process struct {
+	worker   *worker
+	terminal *os.File
+}
+
+// Start lets the process run its program, once. It returns when the program runs,
+// or with ErrNotFound or ErrPermission if it cannot; the process has then ended.
+func (p *Process) Start(ctx context.Context) error { return p.worker.open(ctx) }
+
+// discard kills the process.
+func (p *Process) discard() {
+	_ = p.worker.conn.Close()
+	_ = p.worker.child.Signal(unix.SIGKILL)
+}
+
+// PID is the process's id in the agent's namespace.
+func (p *Process) PID() int { return p.worker.child.PID }
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.worker.child.Done() }
+
+// Child is the process as the reaper knows it: how and when it ended.
+func (p *Process) Child() *reap.Child { return p.worker.child }
+
+// Signal sends sig. The error is os.ErrProcessDone if the process has ended.
+func (p *Process) Signal(sig unix.Signal) error { return p.worker.child.Signal(sig) }
+
+// Console is the master side of the process's terminal, nil if it has none. The
+// caller owns it; reading fails with EIO when the last process has closed the
+// other side.
+func (p *Process) Console() *os.File { return p.terminal }
+
+// Resize sets the size of the process's terminal, in characters.
+func (p *Process) Resize(width, height uint16) error {
+	if p.terminal == nil {
+		return errors.New("resize: the process has no terminal")
+	}
+	raw, err := p.terminal.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("resize: %w", err)
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) {
+		failed = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: width, Row: height})
+	}); err != nil {
+		failed = err
+	}
+	if failed != nil {
+		return fmt.Errorf("resize: %w", failed)
+	}
+	return nil
+}

@@ -1,0 +1,183 @@
+package inside
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+
+	"github.com/seed-efd44b36/kata/internal/safepath"
+	"golang.org/x/sys/unix"
+)
+
+// links are those that every container has in /dev.
+var links = [...]struct{ name, target string }{
+	{"/dev/fd", "/proc/self/fd"},
+	{"/dev/stdin", "/proc/self/fd/0"},
+	{"/dev/stdout", "/proc/self/fd/1"},
+	{"/dev/stderr", "/proc/self/fd/2"},
+	{"/dev/ptmx", "pts/ptmx"},
+}
+
+// makeDev makes the devices and the links of /dev.
+func (r *root) makeDev(devices []Device) error {
+	for _, d := range devices {
+		if err := r.makeDevice(d); err != nil {
+			return fmt.Errorf("make device %q: %w", d.Path, err)
+		}
+	}
+	for _, l := range links {
+		if err := r.link(l.name, l.target); err != nil {
+			return fmt.Errorf("make %q: %w", l.name, err)
+		}
+	}
+	return nil
+}
+
+// makeDevice makes a node. One that is there must be the same device.
+func (r *root) makeDevice(d Device) error {
+	dir, base, err := safepath.Parent(r.fd, d.Path, 0o755)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	fd := int(dir.Fd())
+	err = unix.Mknodat(fd, base, d.Mode, int(d.Dev))
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	there := err != nil
+	node, err := unix.Openat(fd, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(node) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(node, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != d.Mode&unix.S_IFMT || st.Rdev != d.Dev && d.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return errors.New("something else is there")
+	}
+	if there {
+		return nil
+	}
+	return unix.Fchownat(node, "", int(d.UID), int(d.GID), unix.AT_EMPTY_PATH)
+}
+
+// link makes a symbolic link in place of whatever has its name. Directories and
+// mounts stay: they were asked for.
+func (r *root) link(name, target string) error {
+	dir, err := safepath.MkdirAll(r.fd, path.Dir(name), 0o755)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	fd, base := int(dir.Fd()), path.Base(name)
+	err = unix.Symlinkat(target, fd, base)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	if base != "ptmx" {
+		return nil // the image has it already
+	}
+	// Only this one can make a difference: a node here would be a terminal
+	// of the guest's.
+	err = unix.Unlinkat(fd, base, 0)
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EISDIR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Symlinkat(target, fd, base)
+}
+
+// pty is a terminal.
+type pty struct {
+	master, slave *os.File
+}
+
+// openConsole opens a terminal of the container's own devpts and makes it
+// /dev/console.
+func (r *root) openConsole() (*pty, error) {
+	ptmx, err := safepath.Open(r.fd, "/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY)
+	if err != nil {
+		return nil, fmt.Errorf("open a terminal, is there a devpts at /dev/pts?: %w", err)
+	}
+	t, err := newPTY(ptmx)
+	if err != nil {
+		return nil, err
+	}
+	place, err := safepath.Touch(r.fd, "/dev/console", 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make /dev/console: %w", err)
+	}
+	defer func() { _ = place.Close() }()
+	// By descriptor: a name in a directory that others can write to might by now be
+	// another thing (CVE-2025-52565).
+	tree, err := cloneTree(int(t.slave.Fd()), "", false)
+	if err != nil {
+		return nil, fmt.Errorf("make /dev/console: %w", err)
+	}
+	defer func() { _ = tree.Close() }()
+	if err := attach(tree, place); err != nil {
+		return nil, fmt.Errorf("make /dev/console: %w", err)
+	}
+	return t, nil
+}
+
+// openPTY opens a terminal of the running container whose root is dir.
+func openPTY(dir string) (*pty, error) {
+	root, err := safepath.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = root.Close() }()
+	ptmx, err := safepath.Open(root, "/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("open a terminal, is there a devpts at /dev/pts?: %w", err)
+	}
+	return newPTY(ptmx)
+}
+
+// newPTY makes a terminal from its master side, after a look at what that is:
+// the name it was opened by belongs to the container.
+func newPTY(ptmx *os.File) (*pty, error) {
+	fd := int(ptmx.Fd())
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, err
+	}
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return nil, err
+	}
+	const ptmxDevice = 5<<8 | 2
+	if fs.Type != unix.DEVPTS_SUPER_MAGIC || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != ptmxDevice {
+		return nil, errors.New("open a terminal: /dev/pts/ptmx is not of a devpts")
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		return nil, fmt.Errorf("unlock the terminal: %w", err)
+	}
+	// The other side by the kernel's hand and not by name.
+	slave, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return nil, fmt.Errorf("open the terminal's other side: %w", errno)
+	}
+	return &pty{master: ptmx, slave: os.NewFile(slave, "terminal")}, nil
+}
+
+// control makes the terminal the process's own.
+func (t *pty) control(p *Process) error {
+	fd := int(t.slave.Fd())
+	if p.Width > 0 && p.Height > 0 {
+		if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: p.Width, Row: p.Height}); err != nil {
+			return fmt.Errorf("set the terminal's size: %w", err)
+		}
+	}
+	if err := unix.IoctlSetInt(fd, unix.TIOCSCTTY, 0); err != nil {
+		return fmt.Errorf("take the terminal: %w", err)
+	}
+	return nil
+}

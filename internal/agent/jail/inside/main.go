@@ -1,0 +1,189 @@
+package inside
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/seed-efd44b36/kata/internal/safepath"
+	"golang.org/x/sys/unix"
+)
+
+// ControlFD is the descriptor of the socket in a process that runs Main.
+const ControlFD = 3
+
+// Main carries out the plan that comes over ControlFD and executes the program.
+// It must be called on the main goroutine before anything else. It returns only
+// when that failed, the exit status of the process.
+func Main() int {
+	// All that counts is done by one thread, and that has to be the process's
+	// first: its namespaces are what others see and join.
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		_ = unix.Exec("/proc/self/exe", os.Args, os.Environ())
+		return 1
+	}
+	// Until its execve the process has more privileges than anything it may meet
+	// in the container's pid namespace. Without this flag those could trace it,
+	// read its memory and open its executable through /proc.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return 1
+	}
+	// Little memory is used, and nobody waits for a collection or for threads to
+	// help with it.
+	debug.SetGCPercent(-1)
+
+	c := control{os.NewFile(ControlFD, "control")}
+	unix.CloseOnExec(ControlFD)
+	plan, files, err := c.receivePlan()
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			return 0 // a spare process that is not needed any more
+		}
+		_ = c.answer(nil, fmt.Errorf("receive the plan: %w", err))
+		return 1
+	}
+	if err := run(c, plan, files); err != nil {
+		// After the execve was tried with a filter loaded this may be forbidden;
+		// then the end of the process has to say it.
+		_ = c.answer(nil, err)
+	}
+	return 1
+}
+
+// run does not return if all goes well.
+func run(c control, p *Plan, files []*os.File) error {
+	if len(files) != 3+len(p.Join) {
+		return fmt.Errorf("plan came with %d descriptors instead of %d", len(files), 3+len(p.Join))
+	}
+	stdio, join := files[:3:3], files[3:]
+
+	if len(p.Process.CPUs) > 0 {
+		if err := setAffinity(p.Process.CPUs); err != nil {
+			return err
+		}
+	}
+	if err := joinKeyring(p.Container); err != nil {
+		return err
+	}
+	if err := enterNamespaces(p, join); err != nil {
+		return err
+	}
+	unix.Umask(0) // the modes of what is made from here on are exact
+	// After that the container's pid namespace is ours and so is this procfs.
+	proc, err := safepath.PrivateProc()
+	if err != nil {
+		return err
+	}
+	if p.TimeOffsets != "" {
+		if err := proc.Write(proc.Self("timens_offsets"), p.TimeOffsets); err != nil {
+			return fmt.Errorf("set the time offsets: %w", err)
+		}
+	}
+	if adj := p.Process.OOMScoreAdj; adj != nil {
+		if err := proc.Write(proc.Self("oom_score_adj"), fmt.Sprint(*adj)); err != nil {
+			return fmt.Errorf("set oom_score_adj to %d: %w", *adj, err)
+		}
+	}
+
+	var terminal *pty
+	if p.Root != nil {
+		terminal, err = setUpRoot(p)
+	} else if p.Process.Terminal {
+		terminal, err = openPTY("/")
+	}
+	if err != nil {
+		return err
+	}
+	if err := setNames(p); err != nil {
+		return err
+	}
+	for _, kv := range p.Sysctls {
+		if err := proc.Write("sys/"+kv[0], kv[1]); err != nil {
+			return fmt.Errorf("set sysctl %s: %w", kv[0], err)
+		}
+	}
+	if err := setAppArmor(proc, p.Process.AppArmor); err != nil {
+		return err
+	}
+	_ = proc.Close()
+
+	var master *os.File
+	if terminal != nil {
+		master = terminal.master
+		if err := terminal.control(&p.Process); err != nil {
+			return err
+		}
+		stdio = []*os.File{terminal.slave, terminal.slave, terminal.slave}
+	}
+	return p.Process.run(c, stdio, master)
+}
+
+// joinKeyring gives the process a session keyring that no other container has.
+func joinKeyring(container string) error {
+	_, err := unix.KeyctlJoinSessionKeyring("kata:" + container)
+	if err != nil && !errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("make a session keyring: %w", err)
+	}
+	return nil
+}
+
+func enterNamespaces(p *Plan, join []*os.File) error {
+	// The directories of this thread must not be those of the others, or it could
+	// not change its mount namespace.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare the working directory: %w", err)
+	}
+	for i, flags := range p.Join {
+		if err := unix.Setns(int(join[i].Fd()), flags); err != nil {
+			return fmt.Errorf("join namespaces (flags %#x): %w", flags, err)
+		}
+		_ = join[i].Close()
+	}
+	if p.Unshare != 0 {
+		if err := unix.Unshare(p.Unshare); err != nil {
+			return fmt.Errorf("make namespaces (flags %#x): %w", p.Unshare, err)
+		}
+	}
+	return nil
+}
+
+func setNames(p *Plan) error {
+	if p.Hostname != "" {
+		if err := unix.Sethostname([]byte(p.Hostname)); err != nil {
+			return fmt.Errorf("set the hostname to %q: %w", p.Hostname, err)
+		}
+	}
+	if p.Domainname != "" {
+		if err := unix.Setdomainname([]byte(p.Domainname)); err != nil {
+			return fmt.Errorf("set the domain name to %q: %w", p.Domainname, err)
+		}
+	}
+	return nil
+}
+
+// setAppArmor makes the program run under a profile.
+func setAppArmor(proc *safepath.Proc, profile string) error {
+	if profile == "" || profile == "unconfined" {
+		return nil
+	}
+	err := proc.Write(proc.Self("attr/apparmor/exec"), "exec "+profile)
+	if err != nil {
+		return fmt.Errorf("apply the AppArmor profile %q, does the guest's kernel have AppArmor and the profile?: %w", profile, err)
+	}
+	return nil
+}
+
+func setAffinity(cpus []int) error {
+	var set unix.CPUSet
+	for _, c := range cpus {
+		set.Set(c)
+	}
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return fmt.Errorf("set the CPU affinity to %v: %w", cpus, err)
+	}
+	return nil
+}

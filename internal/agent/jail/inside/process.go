@@ -1,0 +1,194 @@
+package inside
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// run takes the privileges away, waits at the gate and executes the program.
+//
+// Credentials, capabilities and the filter belong to the calling thread only,
+// which is enough: the other threads end with the execve and run nothing of the
+// container's.
+func (p *Process) run(c control, stdio []*os.File, terminal *os.File) error {
+	own, err := newStdio(stdio)
+	if err != nil {
+		return err
+	}
+	if err := own.give(p.UID); err != nil {
+		return err
+	}
+	if err := p.setLimits(); err != nil {
+		return err
+	}
+	unix.Umask(p.Umask)
+	// Root's directories may be closed to the user, the user's to root (NFS): the
+	// second try is made as the user.
+	changed := changeDir(p.Cwd)
+	env := withHome(p.Env, p.UID)
+
+	if err := p.dropPrivileges(); err != nil {
+		return err
+	}
+	if changed != nil {
+		changed = changeDir(p.Cwd)
+	}
+	if changed != nil {
+		return changed
+	}
+	program, err := lookUp(p.Args[0], env)
+	if err != nil {
+		return err
+	}
+	image, err := newImage(program, p.Args, env, p.Filter, p.FilterFlags)
+	if err != nil {
+		return err
+	}
+	if err := own.install(); err != nil {
+		return err
+	}
+	// Whatever else is open, ours or left by mistake, is not for the container
+	// (CVE-2024-21626).
+	if err := unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("close descriptors at execve: %w", err)
+	}
+	if err := c.answer(terminal, nil); err != nil {
+		return err
+	}
+	if err := c.waitGate(); err != nil {
+		return err
+	}
+	if err := image.load(); err != nil {
+		return err
+	}
+	return execError(p.Args[0], image.exec())
+}
+
+// changeDir changes the working directory and makes sure that the new one is in
+// the container: a descriptor of a directory outside could have led there.
+func changeDir(dir string) error {
+	if err := unix.Chdir(dir); err != nil {
+		return fmt.Errorf("change directory to %q: %w", dir, err)
+	}
+	// The kernel says "(unreachable)" or an error of what is not below our root.
+	wd, err := unix.Getwd()
+	if err != nil || !strings.HasPrefix(wd, "/") {
+		return fmt.Errorf("working directory %q is outside of the container's root", dir)
+	}
+	return nil
+}
+
+// lookUp finds the program as execvp does, for the user that the thread is by now.
+func lookUp(name string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		if err := executable(name); err != nil {
+			return "", execError(name, err)
+		}
+		return name, nil
+	}
+	denied := false
+	for dir := range strings.SplitSeq(variable(env, "PATH"), ":") {
+		if dir == "" || name == "" {
+			continue
+		}
+		file := strings.TrimSuffix(dir, "/") + "/" + name
+		err := executable(file)
+		if err == nil {
+			return file, nil
+		}
+		denied = denied || errors.Is(err, unix.EACCES)
+	}
+	if denied {
+		return "", execError(name, unix.EACCES)
+	}
+	return "", &Error{NotFound, fmt.Sprintf("exec %q: executable file not found in $PATH", name)}
+}
+
+// executable tells why a file cannot be executed.
+func executable(name string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return unix.EISDIR
+	}
+	return unix.Faccessat(unix.AT_FDCWD, name, unix.X_OK, unix.AT_EACCESS)
+}
+
+// execError classifies the error of an execve, or of what would be one.
+func execError(name string, err error) error {
+	kind := Internal
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		kind = NotFound
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOEXEC):
+		kind = Permission
+	}
+	return &Error{kind, fmt.Sprintf("exec %q: %v", name, err)}
+}
+
+// variable returns the value of an environment variable, the last if there are
+// several.
+func variable(env []string, name string) string {
+	value := ""
+	for _, kv := range env {
+		if k, v, ok := strings.Cut(kv, "="); ok && k == name {
+			value = v
+		}
+	}
+	return value
+}
+
+// stdio are the descriptors that become 0, 1 and 2.
+type stdio struct {
+	fds [3]int
+}
+
+// newStdio moves the descriptors out of the way of 0, 1 and 2.
+func newStdio(files []*os.File) (*stdio, error) {
+	s := new(stdio)
+	for i, f := range files {
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 10)
+		if err != nil {
+			return nil, fmt.Errorf("set up descriptor %d: %w", i, err)
+		}
+		s.fds[i] = fd
+	}
+	return s, nil
+}
+
+// give makes the user the owner, so that /dev/stdout can be opened again.
+func (s *stdio) give(uid uint32) error {
+	for i, fd := range s.fds {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return fmt.Errorf("look at descriptor %d: %w", i, err)
+		}
+		kind := st.Mode & unix.S_IFMT
+		if st.Uid == uid || kind == unix.S_IFCHR && st.Rdev == nullDevice {
+			continue // /dev/null is everybody's
+		}
+		err := unix.Fchown(fd, int(uid), int(st.Gid))
+		// Files that were given to us may be on a read-only or foreign file system.
+		if err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("change the owner of descriptor %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// install puts the descriptors in place. What the process says by itself after
+// that, were it to panic, goes to the container's output.
+func (s *stdio) install() error {
+	for i, fd := range s.fds {
+		if err := unix.Dup3(fd, i, 0); err != nil {
+			return fmt.Errorf("set up descriptor %d: %w", i, err)
+		}
+	}
+	return nil
+}

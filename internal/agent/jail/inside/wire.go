@@ -1,0 +1,273 @@
+package inside
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// What passes over the socket: the plan, as a length of four bytes with the
+// descriptors attached (stdin, stdout, stderr, then the pidfds to join) and JSON;
+// the answer, in the same form, with the terminal attached if there is one; one
+// byte that opens the gate; and then either the end of the stream, which the
+// execve brings about, or an answer with an error.
+
+// maxMessage is far more than the kernel takes as arguments and environment.
+const maxMessage = 32 << 20
+
+// maxFiles is how many descriptors one message can have.
+const maxFiles = 16
+
+// gate is the byte that lets the process run its program.
+const gate = 'g'
+
+// Kind says what sort of failure an answer is about.
+type Kind string
+
+// The kinds of failures; any other is Internal.
+const (
+	Internal   Kind = ""
+	NotFound   Kind = "not found"
+	Permission Kind = "permission"
+)
+
+// answer is what the process says of its progress.
+type answer struct {
+	Error string `json:",omitempty"`
+	Kind  Kind   `json:",omitempty"`
+}
+
+// Error is a failure of the process.
+type Error struct {
+	Kind    Kind
+	Message string
+}
+
+// Error returns the message.
+func (e *Error) Error() string { return e.Message }
+
+// SendPlan sends the plan and the descriptors.
+func SendPlan(c *net.UnixConn, p *Plan, files []*os.File) error {
+	body, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	if len(body) > maxMessage || len(files) > maxFiles {
+		return errors.New("message is too large")
+	}
+	head, oob := frame(body, files)
+	if _, _, err := c.WriteMsgUnix(head, oob, nil); err != nil {
+		return err
+	}
+	_, err = c.Write(body)
+	return err
+}
+
+// frame returns what comes before a body: its length and the descriptors.
+func frame(body []byte, files []*os.File) (head, oob []byte) {
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd())
+		}
+		oob = unix.UnixRights(fds...)
+	}
+	return binary.BigEndian.AppendUint32(nil, uint32(len(body))), oob
+}
+
+// ReceiveAnswer reads what the process says: nil when it stands at the gate, with
+// its terminal if it has one; an *Error when it could not get there; io.EOF when
+// it has executed its program or ended.
+func ReceiveAnswer(c *net.UnixConn) (*os.File, error) {
+	body, files, err := receive(c)
+	if err != nil {
+		return nil, err
+	}
+	for i, f := range files {
+		// A terminal that is read from must not hold a thread.
+		if files[i], err = pollable(f); err != nil {
+			closeAll(files)
+			return nil, err
+		}
+	}
+	var a answer
+	if err := json.Unmarshal(body, &a); err != nil {
+		closeAll(files)
+		return nil, fmt.Errorf("decode the answer: %w", err)
+	}
+	if a.Error != "" {
+		closeAll(files)
+		return nil, &Error{Kind: a.Kind, Message: a.Error}
+	}
+	if len(files) == 0 {
+		return nil, nil //nolint:nilnil // no terminal
+	}
+	closeAll(files[1:])
+	return files[0], nil
+}
+
+// pollable returns the file, made anew so that the runtime waits for it without a
+// thread.
+func pollable(f *os.File) (*os.File, error) {
+	defer func() { _ = f.Close() }()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return f, fmt.Errorf("receive a terminal: %w", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return f, fmt.Errorf("receive a terminal: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "terminal"), nil
+}
+
+// OpenGate lets the process run its program.
+func OpenGate(c *net.UnixConn) error {
+	_, err := c.Write([]byte{gate})
+	return err
+}
+
+func receive(c *net.UnixConn) ([]byte, []*os.File, error) {
+	head, oob := make([]byte, 4), make([]byte, unix.CmsgSpace(4*maxFiles))
+	n, oobn, flags, _, err := c.ReadMsgUnix(head, oob)
+	if err != nil {
+		return nil, nil, err
+	}
+	return rest(c, head, n, oob[:oobn], flags)
+}
+
+// rest reads what comes after the first n bytes of a message.
+func rest(r io.Reader, head []byte, n int, oob []byte, flags int) (body []byte, files []*os.File, err error) {
+	if n == 0 {
+		return nil, nil, io.EOF
+	}
+	files, err = attached(oob)
+	defer func() {
+		if err != nil {
+			closeAll(files)
+			files = nil
+		}
+	}()
+	if err != nil {
+		return nil, files, err
+	}
+	if flags&unix.MSG_CTRUNC != 0 {
+		return nil, files, errors.New("too many descriptors")
+	}
+	if _, err = io.ReadFull(r, head[n:]); err != nil {
+		return nil, files, err
+	}
+	size := binary.BigEndian.Uint32(head)
+	if size > maxMessage {
+		return nil, files, errors.New("message is too large")
+	}
+	body = make([]byte, size)
+	_, err = io.ReadFull(r, body)
+	return body, files, err
+}
+
+// control is the process's end of the socket. It blocks, and so needs no thread
+// that polls.
+type control struct{ *os.File }
+
+func (c control) receivePlan() (*Plan, []*os.File, error) {
+	head, oob := make([]byte, 4), make([]byte, unix.CmsgSpace(4*maxFiles))
+	n, oobn, flags, err := recvmsg(int(c.Fd()), head, oob)
+	if err != nil {
+		return nil, nil, err
+	}
+	body, files, err := rest(c, head, n, oob[:oobn], flags)
+	if err != nil {
+		return nil, nil, err
+	}
+	p := new(Plan)
+	if err := json.Unmarshal(body, p); err != nil {
+		closeAll(files)
+		return nil, nil, fmt.Errorf("decode the plan: %w", err)
+	}
+	return p, files, nil
+}
+
+func recvmsg(fd int, head, oob []byte) (n, oobn, flags int, err error) {
+	for {
+		n, oobn, flags, _, err = unix.Recvmsg(fd, head, oob, unix.MSG_CMSG_CLOEXEC)
+		if !errors.Is(err, unix.EINTR) {
+			return n, oobn, flags, err
+		}
+	}
+}
+
+// answer sends what has become of the plan, with the terminal's master if there
+// is one.
+func (c control) answer(terminal *os.File, failure error) error {
+	body := failureJSON(failure)
+	var files []*os.File
+	if terminal != nil {
+		files = append(files, terminal)
+	}
+	head, oob := frame(body, files)
+	if err := unix.Sendmsg(int(c.Fd()), head, oob, nil, unix.MSG_NOSIGNAL); err != nil {
+		return err
+	}
+	_, err := c.Write(body)
+	return err
+}
+
+func failureJSON(failure error) []byte {
+	var a answer
+	if failure != nil {
+		a.Error = failure.Error()
+		if e := (*Error)(nil); errors.As(failure, &e) {
+			a.Kind = e.Kind
+		}
+	}
+	body, err := json.Marshal(a)
+	if err != nil {
+		return []byte(`{"Error":"failure without a message"}`)
+	}
+	return body
+}
+
+// waitGate returns when the program may be run. The agent's going away is an
+// error.
+func (c control) waitGate() error {
+	b := make([]byte, 1)
+	if _, err := io.ReadFull(c, b); err != nil {
+		return err
+	}
+	if b[0] != gate {
+		return errors.New("unexpected message at the gate")
+	}
+	return nil
+}
+
+// attached returns the descriptors of a message.
+func attached(oob []byte) ([]*os.File, error) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	var files []*os.File
+	for i := range messages {
+		fds, err := unix.ParseUnixRights(&messages[i])
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "received"))
+		}
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
