@@ -1,0 +1,336 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/cleanup"
+	"github.com/seed-efd44b36/kata/internal/guestimage"
+	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/network"
+	"github.com/seed-efd44b36/kata/internal/resources"
+	"github.com/seed-efd44b36/kata/internal/share"
+	"github.com/seed-efd44b36/kata/internal/spec"
+	"github.com/seed-efd44b36/kata/internal/vmm"
+)
+
+const (
+	// shareTag names the shared directory to the guest.
+	shareTag = "kata"
+	// vsockPort is where the agent listens when there is vsock.
+	vsockPort = 1024
+	// seedBytes of entropy for the guest.
+	seedBytes = 64
+)
+
+// BootOptions describe the virtual machine.
+type BootOptions struct {
+	Hostname string
+	// NetNS is the path of the network namespace whose interfaces the guest
+	// gets; empty: loopback only.
+	NetNS string
+	// MemoryLimit in bytes and CPULimit in CPUs size the machine; 0 means the
+	// default class.
+	MemoryLimit int64
+	CPULimit    float64
+	// Sysctls of the network namespace (net.*), which is the guest's.
+	Sysctls map[string]string
+	// ShmBytes is the size of the /dev/shm that the containers of a pod share.
+	ShmBytes uint64
+	// CgroupParent overrides the configuration's, empty: as configured.
+	CgroupParent string
+}
+
+// Boot starts the virtual machine and prepares the guest. On error the sandbox
+// can only be closed. The error tells all that is known of the failure.
+func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(s.conf.Runtime.BootTimeout)*time.Second, errBootTimeout)
+	defer cancel()
+	if err := s.boot(ctx, o); err != nil {
+		if errors.Is(err, context.DeadlineExceeded) && context.Cause(ctx) == errBootTimeout { //nolint:errorlint // our own sentinel, unwrapped
+			err = fmt.Errorf("%w (after %d s)", errBootTimeout, s.conf.Runtime.BootTimeout)
+		}
+		return s.explain(err)
+	}
+	s.mu.Lock()
+	s.booted = true
+	s.mu.Unlock()
+	s.saveState()
+	return nil
+}
+
+var errBootTimeout = errors.New("the guest's agent did not answer in time")
+
+func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
+	img, err := s.image(ctx)
+	if err != nil {
+		return err
+	}
+	s.accel = vmm.Accel(s.conf.Hypervisor.Accel)
+	if s.accel == vmm.AccelAuto {
+		s.accel = s.opts.Accel(ctx)
+	}
+	size := resources.Size(resources.Limits{MemoryBytes: o.MemoryLimit, CPUs: o.CPULimit}, s.conf.Hypervisor)
+	group, err := s.makeCgroup(o)
+	if err != nil {
+		return err
+	}
+	if err := s.makeShare(ctx); err != nil {
+		return err
+	}
+	cfg, nw, err := s.machineConfig(ctx, img, size, o)
+	if err != nil {
+		return err
+	}
+	cfg.Cgroup = group.AddPID
+	if err := s.startMachine(ctx, cfg); err != nil {
+		return err
+	}
+	if err := s.connect(ctx, cfg); err != nil {
+		return err
+	}
+	return s.setupGuest(ctx, o, nw)
+}
+
+func (s *Sandbox) image(ctx context.Context) (guestimage.Image, error) {
+	defer s.trace.phase("guest image")()
+	img, err := s.opts.Image(ctx)
+	if err != nil {
+		return guestimage.Image{}, fmt.Errorf("guest image: %w", err)
+	}
+	return img, nil
+}
+
+func (s *Sandbox) makeCgroup(o BootOptions) (*resources.Cgroup, error) {
+	defer s.trace.phase("host cgroup")()
+	parent := o.CgroupParent
+	if parent == "" {
+		parent = s.conf.Runtime.CgroupParent
+	}
+	path := filepath.Join(parent, s.id)
+	rec := cleanup.Record{Kind: cleanup.KindCgroup, Name: path}
+	if err := s.own(rec); err != nil {
+		return nil, err
+	}
+	g, err := resources.Create(path)
+	if err != nil {
+		return nil, fmt.Errorf("host cgroup %s: %w", path, err)
+	}
+	for _, w := range g.Warnings() {
+		s.log.Warn("host cgroup", "what", w)
+	}
+	if err := g.AddPID(os.Getpid()); err != nil {
+		return nil, fmt.Errorf("host cgroup %s: %w", path, err)
+	}
+	return g, nil
+}
+
+// own records a resource in the ledger, before it exists, and arranges for
+// Close to release it.
+func (s *Sandbox) own(rec cleanup.Record) error {
+	if err := s.ledger.Add(rec); err != nil {
+		return fmt.Errorf("ledger: %w", err)
+	}
+	s.undo.Push(string(rec.Kind)+" "+rec.Name, func(ctx context.Context) error {
+		if err := cleanup.Release(ctx, rec); err != nil {
+			return err
+		}
+		return s.ledger.Done(rec)
+	})
+	return nil
+}
+
+// Own is own for a front end: Close releases the resource.
+func (s *Sandbox) Own(rec cleanup.Record) error { return s.own(rec) }
+
+func (s *Sandbox) makeShare(ctx context.Context) error {
+	defer s.trace.phase("shared directory")()
+	dir := filepath.Join(s.dir, "shared")
+	if err := s.ledger.Add(cleanup.Record{Kind: cleanup.KindMount, Name: dir}); err != nil {
+		return fmt.Errorf("ledger: %w", err)
+	}
+	d, err := share.Prepare(dir, s.opts.HostMounts)
+	if err != nil {
+		return fmt.Errorf("shared directory: %w", err)
+	}
+	s.share = d
+	s.undo.Push("shared directory", func(context.Context) error { return d.Close() })
+	return nil
+}
+
+// machineConfig resolves every choice about the virtual machine.
+func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size resources.VM, o BootOptions) (vmm.Config, *network.Attachment, error) {
+	h := s.conf.Hypervisor
+	cfg := vmm.Config{
+		ID: s.id, Dir: s.dir, Binary: h.Path, MachineType: h.MachineType, Accel: s.accel,
+		CPUs: size.CPUs, MemoryMiB: size.MemoryMiB,
+		Kernel: img.Kernel.VMLinux, Initrd: img.Initrd,
+		Share:        vmm.Share{Tag: shareTag, Path: s.share.Path()},
+		Unprivileged: true,
+	}
+	if cfg.MachineType == "auto" {
+		cfg.MachineType = "q35"
+		if img.Kernel.Microvm {
+			cfg.MachineType = "microvm"
+		}
+	}
+	cfg.KernelParams = guestimage.KernelParams(img.Kernel, s.accel == vmm.AccelTCG)
+	if h.KernelParams != "" {
+		cfg.KernelParams += " " + h.KernelParams
+	}
+	if useDevice(h.Vsock, "/dev/vhost-vsock") {
+		var b [4]byte
+		if _, err := rand.Read(b[:]); err != nil {
+			return cfg, nil, fmt.Errorf("vsock context id: %w", err)
+		}
+		// 0 to 2 are reserved; the top bit stays clear.
+		cfg.VsockCID = binary.NativeEndian.Uint32(b[:])&0x7fffffff | 0x100
+		cfg.KernelParams += " kata.link=vsock"
+	}
+	if h.SharedFS == "virtio-fs" {
+		return cfg, nil, errors.New("virtio-fs: not yet")
+	}
+	if o.NetNS == "" {
+		return cfg, nil, nil
+	}
+	defer s.trace.phase("network")()
+	nw, err := network.Attach(ctx, o.NetNS)
+	if err != nil {
+		return cfg, nil, fmt.Errorf("network: %w", err)
+	}
+	s.undo.Push("network", func(context.Context) error { return nw.Close() })
+	cfg.NIC = vmm.NIC{MAC: nw.MAC, Tap: nw.Tap, MTU: nw.MTU}
+	if useDevice(h.VhostNet, "/dev/vhost-net") {
+		f, err := os.OpenFile("/dev/vhost-net", os.O_RDWR, 0)
+		if err != nil {
+			return cfg, nil, fmt.Errorf("vhost-net: %w", err)
+		}
+		s.undo.Push("vhost-net", func(context.Context) error { return f.Close() })
+		cfg.NIC.VhostNet = f
+	}
+	return cfg, nw, nil
+}
+
+// useDevice decides on a setting of "auto", "on" or "off" for a device of the
+// host: auto takes it when it is there.
+func useDevice(setting, path string) bool {
+	switch setting {
+	case "on":
+		return true
+	case "off":
+		return false
+	}
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
+	defer s.trace.phase("VMM")()
+	// The process carries the sandbox's id in its arguments, by which it can
+	// be found again should we die between these lines.
+	if err := s.ledger.Add(cleanup.Record{Kind: cleanup.KindProcess, Name: s.id}); err != nil {
+		return fmt.Errorf("ledger: %w", err)
+	}
+	m, err := s.opts.NewMachine(cfg, s.log)
+	if err != nil {
+		return fmt.Errorf("virtual machine: %w", err)
+	}
+	s.undo.Push("virtual machine", func(ctx context.Context) error { m.Kill(ctx); return nil })
+	if err := m.Start(ctx); err != nil {
+		return err
+	}
+	s.machine = m
+	s.background.Go(func() {
+		select {
+		case <-m.Done():
+			e := m.Kill(s.life)
+			s.die(fmt.Errorf("the virtual machine died: %w", orGone(e.Err)))
+		case <-s.life.Done():
+		}
+	})
+	return nil
+}
+
+func orGone(err error) error {
+	if err == nil {
+		return fmt.Errorf("the guest powered off: %w", vmm.ErrGone)
+	}
+	return err
+}
+
+// connect makes the link and waits for the agent's first answer.
+func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
+	defer s.trace.phase("guest boot to agent's first answer")()
+	// A VMM that dies must end the wait at once.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(s.life, cancel)
+	defer stop()
+
+	if cfg.VsockCID != 0 {
+		s.link = link.DialVsock(cfg.VsockCID, vsockPort)
+	} else {
+		conn, err := s.machine.Agent(ctx)
+		if err != nil {
+			return fmt.Errorf("agent port: %w", err)
+		}
+		if s.link, err = link.Client(ctx, conn); err != nil {
+			_ = conn.Close()
+			return fmt.Errorf("link to the agent: %w", err)
+		}
+	}
+	s.undo.Push("link", func(context.Context) error { _ = s.link.Close(); return nil })
+	rpc, err := s.link.Open(ctx, link.Header{Kind: link.KindRPC})
+	if err != nil {
+		return fmt.Errorf("link to the agent: %w", err)
+	}
+	client := ttrpc.NewClient(rpc, ttrpc.WithOnClose(s.linkLost))
+	s.undo.Push("agent client", func(context.Context) error { _ = client.Close(); return nil })
+	s.agent = agentv1.NewAgentClient(client)
+	d, err := s.agent.Details(ctx, &agentv1.DetailsRequest{})
+	if err != nil {
+		return fmt.Errorf("agent's first answer: %w", fromGuest(err, false))
+	}
+	s.kernel = Printable(d.GetKernelRelease(), 128)
+	return nil
+}
+
+// linkLost is called when the rpc stream has ended.
+func (s *Sandbox) linkLost() {
+	s.background.Go(func() {
+		select {
+		case <-s.machine.Done(): // its watcher knows the better reason
+		case <-s.life.Done():
+		case <-time.After(lostGrace):
+			s.die(errors.New("the link to the guest's agent was lost"))
+		}
+	})
+}
+
+func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions, nw *network.Attachment) error {
+	defer s.trace.phase("guest set-up")()
+	seed := make([]byte, seedBytes)
+	if _, err := rand.Read(seed); err != nil {
+		return fmt.Errorf("entropy for the guest: %w", err)
+	}
+	req := &agentv1.SetupSandboxRequest{
+		Id: s.id, Hostname: o.Hostname, ShmBytes: o.ShmBytes, Sysctls: o.Sysctls,
+		TimeUnixNs: time.Now().UnixNano(), Entropy: seed,
+		Storages: []*agentv1.Storage{s.share.Storage(shareTag, spec.GuestShared)},
+	}
+	if nw != nil {
+		req.Network = nw.Network
+	}
+	if _, err := s.agent.SetupSandbox(ctx, req); err != nil {
+		return fmt.Errorf("guest set-up: %w", fromGuest(err, false))
+	}
+	return nil
+}

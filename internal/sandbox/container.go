@@ -1,0 +1,362 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/share"
+	"github.com/seed-efd44b36/kata/internal/spec"
+)
+
+// RootfsMount is a mount to make for a container's root file system, as
+// containerd describes one.
+type RootfsMount struct {
+	Type, Source string
+	Options      []string
+}
+
+// ContainerOptions describe a container.
+type ContainerOptions struct {
+	ID string
+	// Bundle is the directory with config.json (OCI runtime spec).
+	Bundle string
+	// Rootfs is mounted, in order, to get the root file system; none: the
+	// spec's root.path is used as it is.
+	Rootfs []RootfsMount
+	Stdio  Stdio
+	// UID of the caller, for listings.
+	UID uint32
+}
+
+// Container is one container of a sandbox.
+type Container struct {
+	s       *Sandbox
+	id      string
+	opts    ContainerOptions
+	spec    *specs.Spec // as the caller gave it
+	hooks   spec.Hooks
+	created time.Time
+	init    *Process
+
+	mu       sync.Mutex
+	status   Status              // guarded by mu
+	guestPID int                 // guarded by mu
+	execs    map[string]*Process // guarded by mu
+	deleted  bool                // guarded by mu
+}
+
+// ID is the container's id.
+func (c *Container) ID() string { return c.id }
+
+// Init is the container's first process.
+func (c *Container) Init() *Process { return c.init }
+
+// Spec is the OCI spec as the caller gave it. Not to be changed.
+func (c *Container) Spec() *specs.Spec { return c.spec }
+
+// Create sets a container up in the guest. Its init process waits for Start;
+// its stdio can be opened from now on. On error nothing of it is left.
+func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container, err error) {
+	if err := CheckID(o.ID); err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
+	}
+	defer s.trace.phase("create container")()
+	ctx, cancel := context.WithTimeout(ctx, s.createTimeout())
+	defer cancel()
+
+	sp, err := spec.Load(o.Bundle)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
+	}
+	plan, err := spec.Translate(sp, spec.Options{ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members()})
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
+	}
+	for _, w := range plan.Warnings {
+		s.log.Warn("spec is not enforced in full", "container", o.ID, "what", w)
+	}
+	c := &Container{
+		s: s, id: o.ID, opts: o, spec: sp, hooks: plan.Hooks, created: time.Now(),
+		status: StatusCreating, execs: map[string]*Process{},
+	}
+	c.init = &Process{c: c, stdio: o.Stdio, done: make(chan struct{})}
+	if sp.Process.Terminal {
+		c.init.stdio.Stderr = false
+	}
+	if err := s.enter(c); err != nil {
+		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
+	}
+	defer func() {
+		if err != nil {
+			s.leave(c)
+			err = fmt.Errorf("create container %s: %w", o.ID, s.orDead(err))
+		}
+	}()
+
+	if err := c.fillShare(ctx, plan); err != nil {
+		return nil, errors.Join(err, s.share.Remove(o.ID))
+	}
+	if err := s.runHooks(ctx, c, plan.Hooks.BeforeCreate); err != nil {
+		return nil, errors.Join(err, s.share.Remove(o.ID))
+	}
+	guestSpec, err := json.Marshal(plan.Guest)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("encode spec: %w", err), s.share.Remove(o.ID))
+	}
+	resp, err := s.agent.CreateContainer(ctx, &agentv1.CreateContainerRequest{
+		Id: o.ID, Spec: guestSpec, Stdio: c.init.stdio.proto(), JoinNamespaces: plan.Join,
+	})
+	if err != nil {
+		err = fromGuest(err, true)
+		c.init.finish(exitOfStartError(err))
+		return nil, errors.Join(err, s.share.Remove(o.ID))
+	}
+	// The agent has made its mount points; from here on the guest cannot
+	// write, whatever it does to its own mounts.
+	if plan.RootReadonly {
+		if err := s.share.ProtectRootfs(o.ID); err != nil {
+			return nil, errors.Join(err, c.Delete(ctx))
+		}
+	}
+	c.mu.Lock()
+	c.status = StatusCreated
+	c.guestPID = int(resp.GetPid())
+	c.mu.Unlock()
+	s.saveState()
+	return c, nil
+}
+
+// fillShare makes the container's root file system and its bind mounts appear
+// in the shared directory.
+func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
+	defer c.s.trace.phase("share rootfs")()
+	var mounts []share.Mount
+	for _, m := range c.opts.Rootfs {
+		mounts = append(mounts, share.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+	}
+	if err := c.s.share.AddRootfs(ctx, c.id, plan.Rootfs, mounts); err != nil {
+		return err
+	}
+	for _, b := range plan.Binds {
+		if err := c.s.share.AddBind(ctx, c.id, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// toStatus moves from one of the given statuses to another.
+func (c *Container) toStatus(to Status, from ...Status) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, f := range from {
+		if c.status == f {
+			c.status = to
+			return nil
+		}
+	}
+	return fmt.Errorf("container %s is %s: %w", c.id, c.status, ErrState)
+}
+
+// Exec prepares a further process. process is the OCI spec's "process".
+func (c *Container) Exec(ctx context.Context, id string, process *specs.Process, stdio Stdio) (*Process, error) {
+	if err := CheckID(id); err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
+	if err := spec.CheckProcess(process); err != nil {
+		return nil, fmt.Errorf("exec %s in container %s: %w", id, c.id, err)
+	}
+	process, warnings := spec.GuestProcess(process)
+	for _, w := range warnings {
+		c.s.log.Warn("exec is not enforced in full", "container", c.id, "exec", id, "what", w)
+	}
+	b, err := json.Marshal(process)
+	if err != nil {
+		return nil, fmt.Errorf("exec %s in container %s: encode process: %w", id, c.id, err)
+	}
+	if process.Terminal {
+		stdio.Stderr = false
+	}
+	p := &Process{c: c, id: id, stdio: stdio, done: make(chan struct{})}
+	c.mu.Lock()
+	switch {
+	case c.status != StatusRunning:
+		err = fmt.Errorf("exec in container %s: it is %s: %w", c.id, c.status, ErrState)
+	case c.execs[id] != nil:
+		err = fmt.Errorf("exec %s in container %s: %w", id, c.id, ErrExists)
+	default:
+		c.execs[id] = p
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.s.createTimeout())
+	defer cancel()
+	if _, err := c.s.agent.CreateExec(ctx, &agentv1.CreateExecRequest{Container: c.id, Exec: id, Process: b, Stdio: stdio.proto()}); err != nil {
+		c.mu.Lock()
+		delete(c.execs, id)
+		c.mu.Unlock()
+		return nil, fmt.Errorf("exec %s in container %s: %w", id, c.id, c.s.orDead(fromGuest(err, true)))
+	}
+	return p, nil
+}
+
+// Process finds the init process (empty id) or an exec.
+func (c *Container) Process(exec string) (*Process, error) {
+	if exec == "" {
+		return c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.execs[exec]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("exec %q of container %s: %w", exec, c.id, ErrNotFound)
+}
+
+// DeleteExec forgets an exec that has ended.
+func (c *Container) DeleteExec(ctx context.Context, exec string) error {
+	p, err := c.Process(exec)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err = c.s.agent.DeleteProcess(ctx, &agentv1.DeleteProcessRequest{Container: c.id, Exec: exec})
+	if err = fromGuest(err, false); err != nil && !c.s.isDead() && !errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("delete %s: %w", p.name(), err)
+	}
+	c.mu.Lock()
+	delete(c.execs, exec)
+	c.mu.Unlock()
+	return nil
+}
+
+// Delete removes the container: what is left of it in the guest is killed.
+// It never needs the guest to answer: one that does not is ended whole.
+func (c *Container) Delete(ctx context.Context) error {
+	c.mu.Lock()
+	if c.deleted {
+		c.mu.Unlock()
+		return nil
+	}
+	c.deleted = true
+	c.mu.Unlock()
+
+	callCtx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if !c.s.isDead() {
+		_, err := c.s.agent.DeleteContainer(callCtx, &agentv1.DeleteContainerRequest{Container: c.id})
+		if err = fromGuest(err, false); err != nil && !errors.Is(err, ErrNotFound) && !c.s.isDead() {
+			c.s.die(fmt.Errorf("delete container %s: %w", c.id, err))
+		}
+	}
+	c.init.finish(Exit{Code: 137, At: time.Now(), Reason: "deleted"})
+	err := c.s.share.Remove(c.id)
+	c.s.leave(c)
+	return errors.Join(err, c.s.runHooks(ctx, c, c.hooks.AfterStop))
+}
+
+// Pause stops all processes of the container, Resume lets them go on.
+func (c *Container) Pause(ctx context.Context) error {
+	if err := c.toStatus(StatusPaused, StatusRunning); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := c.s.agent.PauseContainer(ctx, &agentv1.PauseContainerRequest{Container: c.id}); err != nil {
+		return errors.Join(fmt.Errorf("pause container %s: %w", c.id, c.s.orDead(fromGuest(err, false))), c.toStatus(StatusRunning, StatusPaused))
+	}
+	c.s.saveState()
+	return nil
+}
+
+// Resume undoes Pause.
+func (c *Container) Resume(ctx context.Context) error {
+	c.mu.Lock()
+	status := c.status
+	c.mu.Unlock()
+	if status != StatusPaused {
+		return fmt.Errorf("resume container %s: it is %s: %w", c.id, status, ErrState)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := c.s.agent.ResumeContainer(ctx, &agentv1.ResumeContainerRequest{Container: c.id}); err != nil {
+		return fmt.Errorf("resume container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
+	}
+	err := c.toStatus(StatusRunning, StatusPaused)
+	c.s.saveState()
+	return err
+}
+
+// Update changes the limits of the container in the guest.
+func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("update container %s: encode resources: %w", c.id, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := c.s.agent.UpdateContainer(ctx, &agentv1.UpdateContainerRequest{Container: c.id, Resources: b}); err != nil {
+		return fmt.Errorf("update container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
+	}
+	return nil
+}
+
+// Stats asks the guest for the container's use of resources.
+func (c *Container) Stats(ctx context.Context) (*agentv1.StatsContainerResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := c.s.agent.StatsContainer(ctx, &agentv1.StatsContainerRequest{Container: c.id})
+	if err != nil {
+		return nil, fmt.Errorf("stats of container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
+	}
+	return resp, nil
+}
+
+// Processes lists the processes of the container.
+func (c *Container) Processes(ctx context.Context) ([]*agentv1.Process, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := c.s.agent.ListProcesses(ctx, &agentv1.ListProcessesRequest{Container: c.id})
+	if err != nil {
+		return nil, fmt.Errorf("list processes of container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
+	}
+	return resp.GetProcesses(), nil
+}
+
+func (c *Container) state() ContainerState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st := ContainerState{
+		ID: c.id, Bundle: c.opts.Bundle, Status: c.status, GuestPID: c.guestPID,
+		Created: c.created, UID: c.opts.UID, Annotations: maps.Clone(c.spec.Annotations),
+	}
+	select {
+	case <-c.init.done:
+		e := c.init.exit
+		st.Exit = &e
+	default:
+	}
+	return st
+}
+
+// exitOfStartError is the exit of a process that never ran, as Docker has it.
+func exitOfStartError(err error) Exit {
+	e := Exit{Code: 125, At: time.Now(), Reason: err.Error()}
+	switch {
+	case errors.Is(err, ErrCommandNotFound):
+		e.Code = 127
+	case errors.Is(err, ErrCommandDenied):
+		e.Code = 126
+	}
+	return e
+}

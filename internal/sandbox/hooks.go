@@ -1,0 +1,63 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// hookTimeout bounds a hook that names no timeout of its own, so that a hook
+// that hangs cannot hang the sandbox.
+const hookTimeout = 30 * time.Second
+
+// runHooks runs hooks of the OCI runtime spec ("POSIX-platform Hooks") on the
+// host, in order, with the container's state on their standard input. The
+// first that fails ends it.
+func (s *Sandbox) runHooks(ctx context.Context, c *Container, hooks []specs.Hook) error {
+	if len(hooks) == 0 {
+		return nil
+	}
+	st := c.state()
+	state, err := json.Marshal(specs.State{
+		Version: specs.Version, ID: c.id, Status: specs.ContainerState(st.Status),
+		Pid: s.machine.PIDs()[0], Bundle: c.opts.Bundle, Annotations: c.spec.Annotations,
+	})
+	if err != nil {
+		return fmt.Errorf("hooks: %w", err)
+	}
+	for i, h := range hooks {
+		if err := runHook(ctx, h, state); err != nil {
+			return fmt.Errorf("hook %d (%s): %w", i, h.Path, err)
+		}
+	}
+	return nil
+}
+
+func runHook(ctx context.Context, h specs.Hook, state []byte) error {
+	timeout := hookTimeout
+	if h.Timeout != nil {
+		timeout = time.Duration(*h.Timeout) * time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, h.Path) //nolint:gosec // running it is what the spec asks for; the spec is root's
+	if len(h.Args) > 0 {
+		cmd.Args = h.Args
+	}
+	cmd.Env = h.Env
+	if cmd.Env == nil {
+		cmd.Env = []string{}
+	}
+	cmd.Stdin = bytes.NewReader(state)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, Printable(string(out), 500))
+	}
+	return nil
+}

@@ -1,0 +1,171 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/link"
+)
+
+// Exit is how a process ended.
+type Exit struct {
+	// Code as a shell gives it: the exit status, or 128 + the signal.
+	Code uint32    `json:"exit_code"`
+	At   time.Time `json:"exited_at"`
+	// OOMKilled: the container's memory limit killed a process of it.
+	OOMKilled bool `json:"oom_killed,omitempty"`
+	// Reason tells why, when the process did not end by itself.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Stdio says which of its streams a process is to have. What is false is
+// /dev/null. With a terminal, Stdout carries both outputs.
+type Stdio struct {
+	Stdin, Stdout, Stderr bool
+}
+
+func (s Stdio) proto() *agentv1.Stdio {
+	return &agentv1.Stdio{Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr}
+}
+
+// Process is the init process of a container, or an exec in it.
+type Process struct {
+	c     *Container
+	id    string // empty for init
+	stdio Stdio
+
+	done chan struct{} // closed when exit is set
+	exit Exit          // valid after done is closed
+}
+
+func (p *Process) name() string {
+	if p.id == "" {
+		return "container " + p.c.id
+	}
+	return "exec " + p.id + " of container " + p.c.id
+}
+
+// Stdio tells which streams the process has.
+func (p *Process) Stdio() Stdio { return p.stdio }
+
+// Done is closed when the process has ended; then Exit is valid.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Exit is how the process ended. Only valid after Done is closed.
+func (p *Process) Exit() Exit { return p.exit }
+
+// OpenStdio opens the stream of one file descriptor (0, 1 or 2) of the
+// process; each can be opened once, before Start. The caller closes it. An
+// output stream ends when all its writers in the guest have closed it, which
+// may be after Exit.
+func (p *Process) OpenStdio(ctx context.Context, fd int) (link.Stream, error) {
+	if wanted := []bool{p.stdio.Stdin, p.stdio.Stdout, p.stdio.Stderr}; fd < 0 || fd > 2 || !wanted[fd] {
+		return nil, fmt.Errorf("open stdio %d of %s: the process was created without it: %w", fd, p.name(), ErrInvalid)
+	}
+	h := link.Header{Kind: link.KindStdio, Container: p.c.id, Exec: p.id, FD: uint8(fd)} //nolint:gosec // 0..2, checked above
+	st, err := p.c.s.link.Open(ctx, h)
+	if err != nil {
+		return nil, fmt.Errorf("open stdio %d of %s: %w", fd, p.name(), p.c.s.orDead(err))
+	}
+	return st, nil
+}
+
+// Start runs the process. The error wraps ErrCommandNotFound or
+// ErrCommandDenied when the command itself is the problem; the process has
+// then ended, with code 127 or 126.
+func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
+	s := p.c.s
+	ctx, cancel := context.WithTimeout(ctx, s.createTimeout())
+	defer cancel()
+	if p.id == "" {
+		if err := p.c.toStatus(StatusRunning, StatusCreated); err != nil {
+			return 0, err
+		}
+		defer s.trace.phase("start container")()
+	}
+	resp, err := s.agent.StartProcess(ctx, &agentv1.StartProcessRequest{Container: p.c.id, Exec: p.id})
+	if err != nil {
+		err = s.orDead(fromGuest(err, true))
+		p.finish(exitOfStartError(err))
+		return 0, fmt.Errorf("start %s: %w", p.name(), err)
+	}
+	s.background.Go(func() { p.wait() })
+	if p.id == "" {
+		s.saveState()
+		// The process runs already: as runc does, what such a hook says is
+		// logged and changes nothing.
+		if err := s.runHooks(ctx, p.c, p.c.hooks.AfterStart); err != nil {
+			s.log.Warn("poststart hooks", "container", p.c.id, "error", err)
+		}
+	}
+	return int(resp.GetPid()), nil
+}
+
+// wait asks the agent for the process's end. It ends with the process or with
+// the sandbox, whichever is first: the sandbox's own context ends the call.
+func (p *Process) wait() {
+	s := p.c.s
+	resp, err := s.agent.WaitProcess(s.life, &agentv1.WaitProcessRequest{Container: p.c.id, Exec: p.id})
+	if err != nil {
+		if s.life.Err() == nil {
+			// The call failed although nothing else has: a guest that lies.
+			s.die(fmt.Errorf("wait for %s: %w", p.name(), fromGuest(err, false)))
+		}
+		p.finish(Exit{Code: 255, At: time.Now(), Reason: s.deathReason()})
+		return
+	}
+	e := Exit{Code: resp.GetExitCode() & 0xff, At: time.Unix(0, resp.GetExitedAt()), OOMKilled: resp.GetOomKilled()}
+	if e.OOMKilled {
+		e.Reason = "killed for exceeding its memory limit (OOM)"
+	}
+	// The guest's clock is the guest's word: an end in the future, or before
+	// the sandbox was made, is a lie or a clock gone wrong.
+	if now := time.Now(); e.At.After(now) || e.At.Before(s.created) {
+		e.At = now
+	}
+	p.finish(e)
+}
+
+func (p *Process) finish(e Exit) {
+	p.c.mu.Lock()
+	select {
+	case <-p.done:
+		p.c.mu.Unlock()
+		return
+	default:
+	}
+	p.exit = e
+	if p.id == "" {
+		p.c.status = StatusStopped
+	}
+	close(p.done)
+	p.c.mu.Unlock()
+	p.c.s.saveState()
+}
+
+// Signal sends a signal; all means to every process of the container. A
+// process that has ended already is not an error.
+func (p *Process) Signal(ctx context.Context, sig uint32, all bool) error {
+	s := p.c.s
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := s.agent.SignalProcess(ctx, &agentv1.SignalProcessRequest{Container: p.c.id, Exec: p.id, Signal: sig, All: all})
+	if err != nil {
+		return fmt.Errorf("signal %s: %w", p.name(), s.orDead(fromGuest(err, false)))
+	}
+	return nil
+}
+
+// Resize sets the terminal's size, in characters.
+func (p *Process) Resize(ctx context.Context, width, height uint32) error {
+	s := p.c.s
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := s.agent.ResizeTerminal(ctx, &agentv1.ResizeTerminalRequest{Container: p.c.id, Exec: p.id, Width: width, Height: height})
+	if err != nil {
+		return fmt.Errorf("resize terminal of %s: %w", p.name(), s.orDead(fromGuest(err, false)))
+	}
+	return nil
+}

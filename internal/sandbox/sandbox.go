@@ -1,0 +1,405 @@
+// Package sandbox is the life cycle of one sandbox: a virtual machine, the
+// link to its agent, the shared directory, the network, the host's cgroup, and
+// the containers inside. It is the only package that joins these parts; front
+// ends (kata-proxy, the containerd shim) import it and add their protocol.
+//
+// A Sandbox belongs to one process, which holds a lock as long as it lives.
+// What the sandbox makes on the host is in a ledger before it exists, so that
+// after a crash another process can remove it (cleanup.GC). New -> Boot ->
+// Create... -> Close. The guest is not trusted: every call has a deadline, and
+// Close never needs an answer.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/cleanup"
+	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/guestimage"
+	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/share"
+	"github.com/seed-efd44b36/kata/internal/vmm"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// callTimeout bounds a call to the agent that is quick by nature.
+	callTimeout = 10 * time.Second
+	// shutdownTimeout is what a guest gets to write its caches back.
+	shutdownTimeout = 3 * time.Second
+	// lostGrace is how long after the loss of the link we wait for the VMM's
+	// own end to learn the better reason.
+	lostGrace = time.Second
+)
+
+// Files in a sandbox's directory that other packages know.
+const (
+	// LockFile is held (flock) by the owning process.
+	LockFile = "lock"
+	// LedgerFile lists what the sandbox has made on the host.
+	LedgerFile = "ledger"
+)
+
+// Options are what a sandbox is made from. All fields are needed.
+type Options struct {
+	ID     string
+	Config config.Config
+	Log    *slog.Logger
+	// HostMounts is the mount namespace in which paths of the spec mean what
+	// they say: that of the caller's caller, before kata-proxy got its own.
+	// Owned by the sandbox.
+	HostMounts *os.File
+	// Image makes the guest's kernel and initrd ready.
+	Image func(context.Context) (guestimage.Image, error)
+	// Accel tells which accelerator to use when the configuration says auto.
+	Accel func(context.Context) vmm.Accel
+	// NewMachine is the VMM driver.
+	NewMachine func(vmm.Config, *slog.Logger) (vmm.Machine, error)
+}
+
+// Sandbox is one virtual machine with its containers. It is safe for
+// concurrent use.
+type Sandbox struct {
+	id      string
+	dir     string
+	conf    config.Config
+	log     *slog.Logger
+	opts    Options
+	created time.Time
+
+	lock   *os.File
+	ledger *cleanup.Ledger
+	undo   cleanup.Stack
+	share  *share.Dir
+	trace  trace
+
+	// Set by Boot before anyone else can see them.
+	machine vmm.Machine
+	link    link.Opener
+	agent   agentv1.AgentService
+	accel   vmm.Accel
+	kernel  string
+
+	// life ends when the sandbox dies; calls without a deadline hang on it.
+	life       context.Context
+	endLife    context.CancelFunc
+	background sync.WaitGroup
+
+	saveMu sync.Mutex // serializes writers of the state file
+
+	mu         sync.Mutex
+	booted     bool                  // guarded by mu
+	closing    bool                  // guarded by mu
+	death      error                 // guarded by mu
+	order      []string              // guarded by mu: containers, oldest first
+	containers map[string]*Container // guarded by mu
+}
+
+// New makes the sandbox's directory, lock and ledger. The error wraps ErrExists
+// when the id is taken.
+func New(o Options) (_ *Sandbox, err error) {
+	if err := CheckID(o.ID); err != nil {
+		return nil, fmt.Errorf("create sandbox: %w", err)
+	}
+	s := &Sandbox{
+		id: o.ID, dir: filepath.Join(o.Config.Runtime.StateDir, o.ID), conf: o.Config,
+		log: o.Log.With("sandbox", o.ID), opts: o, created: time.Now(),
+		containers: map[string]*Container{},
+	}
+	s.life, s.endLife = context.WithCancel(context.Background())
+	if err := os.MkdirAll(o.Config.Runtime.StateDir, 0o711); err != nil {
+		return nil, fmt.Errorf("create sandbox %s: %w", o.ID, err)
+	}
+	if err := os.Mkdir(s.dir, 0o700); errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("create sandbox %s: %s is there: %w; if it is left from a crash, `kata gc` removes it", o.ID, s.dir, ErrExists)
+	} else if err != nil {
+		return nil, fmt.Errorf("create sandbox %s: %w", o.ID, err)
+	}
+	s.undo.Push("sandbox directory", func(context.Context) error { return removeDir(o.Config.Runtime.StateDir, o.ID) })
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("create sandbox %s: %w", o.ID, errors.Join(err, s.undo.Run(context.Background())))
+		}
+	}()
+	if s.lock, err = os.OpenFile(filepath.Join(s.dir, LockFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return nil, err
+	}
+	s.undo.Push("lock", func(context.Context) error { return s.lock.Close() })
+	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", s.lock.Name(), err)
+	}
+	if s.ledger, err = cleanup.Open(filepath.Join(s.dir, LedgerFile)); err != nil {
+		return nil, err
+	}
+	s.undo.Push("ledger", func(context.Context) error { return s.ledger.Close() })
+	return s, nil
+}
+
+// removeDir removes base/name without following links out of base.
+func removeDir(base, name string) error {
+	root, err := os.OpenRoot(base)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return root.RemoveAll(name)
+}
+
+// ID is the sandbox's id.
+func (s *Sandbox) ID() string { return s.id }
+
+// Dir is the sandbox's directory, private to root.
+func (s *Sandbox) Dir() string { return s.dir }
+
+// Ledger is where a front end records what it makes for the sandbox, before
+// it makes it. Close releases all that is recorded.
+func (s *Sandbox) Ledger() *cleanup.Ledger { return s.ledger }
+
+// Trace is the time line of the start so far.
+func (s *Sandbox) Trace() []Phase { return s.trace.list() }
+
+// Info tells what the virtual machine is; valid after Boot.
+func (s *Sandbox) Info() State { return s.state() }
+
+// Phase adds a step of the front end to the time line; the returned function
+// ends it.
+func (s *Sandbox) Phase(name string) (end func()) { return s.trace.phase(name) }
+
+// Dead is closed when the sandbox has ended, whether asked for or not.
+func (s *Sandbox) Dead() <-chan struct{} { return s.life.Done() }
+
+func (s *Sandbox) createTimeout() time.Duration {
+	return time.Duration(s.conf.Runtime.CreateTimeout) * time.Second
+}
+
+func (s *Sandbox) isDead() bool { return s.life.Err() != nil }
+
+// orDead replaces an error that is only the consequence of the sandbox's death
+// by the reason of that death.
+func (s *Sandbox) orDead(err error) error {
+	if err == nil || errors.Is(err, ErrDead) {
+		return err
+	}
+	var ge *guestError
+	if errors.As(err, &ge) {
+		return err
+	}
+	if lost := errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, os.ErrClosed); lost {
+		// The link noticed before we did: give the reason time to arrive.
+		select {
+		case <-s.life.Done():
+		case <-time.After(2 * lostGrace):
+		}
+	}
+	if s.isDead() {
+		return fmt.Errorf("%s: %w", s.deathReason(), ErrDead)
+	}
+	return err
+}
+
+// die ends the sandbox because of err. Only the first call counts.
+func (s *Sandbox) die(err error) {
+	s.mu.Lock()
+	first := s.death == nil
+	if first {
+		s.death = err
+	}
+	closing := s.closing
+	s.mu.Unlock()
+	if !first {
+		return
+	}
+	if !closing {
+		s.log.Error("sandbox died", "error", Printable(err.Error(), 2000))
+	}
+	s.endLife()
+	for _, c := range s.list() {
+		c.mu.Lock()
+		idle := c.status == StatusCreating || c.status == StatusCreated
+		c.mu.Unlock()
+		if idle { // no WaitProcess is under way that would notice
+			c.init.finish(Exit{Code: 255, At: time.Now(), Reason: s.deathReason()})
+		}
+	}
+}
+
+// deathReason says why the sandbox ended.
+func (s *Sandbox) deathReason() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.death == nil {
+		return "the sandbox has ended"
+	}
+	return s.death.Error()
+}
+
+// enter adds a container to the table, leave takes it out.
+func (s *Sandbox) enter(c *Container) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case !s.booted:
+		return fmt.Errorf("sandbox %s has not booted: %w", s.id, ErrState)
+	case s.closing || s.death != nil:
+		return fmt.Errorf("sandbox %s: %w", s.id, ErrDead)
+	case s.containers[c.id] != nil:
+		return fmt.Errorf("container %s: %w", c.id, ErrExists)
+	}
+	s.containers[c.id] = c
+	s.order = append(s.order, c.id)
+	return nil
+}
+
+func (s *Sandbox) leave(c *Container) {
+	s.mu.Lock()
+	if s.containers[c.id] == c {
+		delete(s.containers, c.id)
+		s.order = slices.DeleteFunc(s.order, func(id string) bool { return id == c.id })
+	}
+	s.mu.Unlock()
+	s.saveState()
+}
+
+// Container finds a container.
+func (s *Sandbox) Container(id string) (*Container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[id]; c != nil {
+		return c, nil
+	}
+	return nil, fmt.Errorf("container %q in sandbox %s: %w", id, s.id, ErrNotFound)
+}
+
+func (s *Sandbox) list() []*Container {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cs := make([]*Container, 0, len(s.order))
+	for _, id := range s.order {
+		cs = append(cs, s.containers[id])
+	}
+	return cs
+}
+
+// members are the ids of the containers, for joining their namespaces.
+func (s *Sandbox) members() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.order)
+}
+
+// saveState reports the present state to other programs. A full disk must not
+// stop a sandbox, so an error is logged only.
+func (s *Sandbox) saveState() {
+	s.saveMu.Lock()
+	defer s.saveMu.Unlock()
+	st := s.state()
+	s.mu.Lock()
+	closed := s.closing
+	s.mu.Unlock()
+	if closed {
+		return
+	}
+	if err := writeState(s.dir, st); err != nil {
+		s.log.Warn("state is not written", "error", err)
+	}
+}
+
+func (s *Sandbox) state() State {
+	st := State{
+		Version: stateVersion, ID: s.id, OwnerPID: os.Getpid(), Accel: string(s.accel),
+		Kernel: s.kernel, Created: s.created, Containers: []ContainerState{},
+	}
+	if s.machine != nil {
+		if pids := s.machine.PIDs(); len(pids) > 0 {
+			st.VMMPID = pids[0]
+		}
+	}
+	for _, c := range s.list() {
+		st.Containers = append(st.Containers, c.state())
+	}
+	return st
+}
+
+// Close ends the sandbox: containers, virtual machine, and everything in the
+// ledger. It is done when all is gone. The guest is asked to write its caches
+// back, but gets little time for it. Close may be called more than once.
+func (s *Sandbox) Close(ctx context.Context) error {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		<-s.life.Done()
+		return nil
+	}
+	s.closing = true
+	s.mu.Unlock()
+
+	var errs []error
+	for _, c := range slices.Backward(s.list()) {
+		if err := c.Delete(ctx); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if s.agent != nil && !s.isDead() {
+		callCtx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+		_, err := s.agent.Shutdown(callCtx, &agentv1.ShutdownRequest{})
+		cancel()
+		if err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+			s.log.Debug("guest did not confirm its shutdown", "error", Printable(err.Error(), 500))
+		}
+	}
+	s.die(ErrDead)
+	// The caller may have gone; what is to be released must be, all the same.
+	errs = append(errs, s.undo.Run(context.WithoutCancel(ctx)))
+	s.background.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close sandbox %s: %w", s.id, err)
+	}
+	return nil
+}
+
+// remedies map a word in a failure's text to a next step for a person.
+var remedies = []struct{ word, step string }{ //nolint:gochecknoglobals // a constant table
+	{"did not answer", "run `kata-runtime check`; under emulation on a busy machine raise boot_timeout in the configuration"},
+	{"panic", "the guest's kernel panicked: check hypervisor.kernel and kernel_params, or remove them to use the default"},
+	{"Cannot allocate memory", "free memory or lower hypervisor.default_memory"},
+	{"No space left", "free space on the file system of runtime.cache_dir and state_dir"},
+	{"no such file", "run `kata-runtime check` to see which part is missing"},
+}
+
+// explain makes a startError out of a failure during Boot.
+func (s *Sandbox) explain(err error) error {
+	se := &startError{id: s.id, cause: s.orDead(err)}
+	if s.machine != nil {
+		se.tail = s.machine.Console()
+		select {
+		case <-s.machine.Done():
+			e := s.machine.Kill(context.Background())
+			se.exit = &e
+			se.tail = e.Console
+		default:
+		}
+	}
+	text := se.Error()
+	for _, r := range remedies {
+		if strings.Contains(text, r.word) {
+			se.remedy = r.step
+			break
+		}
+	}
+	if se.remedy == "" {
+		se.remedy = "run `kata-runtime check`"
+	}
+	return se
+}
