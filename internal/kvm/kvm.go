@@ -22,6 +22,9 @@ import (
 // deadline bounds the whole probe. Real hardware needs 20 ms.
 const deadline = 2 * time.Second
 
+// CacheFile is the usual name of Probe's cache file.
+const CacheFile = "kvm.json"
+
 // Verdict is what a probe found.
 type Verdict struct {
 	// Usable is whether a guest kernel can run.

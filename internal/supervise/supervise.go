@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"runtime"
 	"sync"
@@ -48,6 +49,10 @@ type Command struct {
 	// KeepCaps names the capabilities that the child may have ("CAP_CHOWN"):
 	// all others leave its bounding set. Nil keeps all of them.
 	KeepCaps []string
+	// Access, when set, is all of the file system that the child may open,
+	// as far as the kernel has Landlock. It has to contain the program itself
+	// and its libraries.
+	Access *Access
 	// User, when set, is whom the child runs as, without capabilities.
 	User *User
 	// SmallPages keeps the child's memory from being backed by transparent
@@ -188,9 +193,12 @@ func (p *Process) run(c Command, started chan<- error) {
 
 // fork starts the child from the calling thread, which it leaves confined.
 func fork(c Command, output *os.File) (*os.Process, error) {
-	if err := confine(c.KeepCaps); err != nil {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
 		return nil, err
 	}
+	defer func() { _ = null.Close() }()
+
 	if c.SmallPages {
 		// The setting is the whole process's, and inherited. That another
 		// child may get it as well, or we for a moment, does no harm.
@@ -198,12 +206,20 @@ func fork(c Command, output *os.File) (*os.Process, error) {
 			defer func() { _ = unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0) }()
 		}
 	}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
+	// Our own descriptors are not inherited, but those might be that we were
+	// given by a less careful program.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("keep descriptors to ourselves: %w", err)
+	}
+	// From here on the thread can do only what the child may do.
+	if err := confine(c.KeepCaps); err != nil {
 		return nil, err
 	}
-	defer func() { _ = null.Close() }()
-
+	if c.Access != nil {
+		if err := restrict(*c.Access); err != nil {
+			return nil, err
+		}
+	}
 	sys := &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setsid: true}
 	if c.User != nil {
 		sys.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID}

@@ -12,7 +12,7 @@ import (
 
 // kernelParams are what the driver relies on: the console is the first serial
 // port, and a guest that panics or reboots ends QEMU (with -no-reboot).
-const kernelParams = "console=ttyS0 quiet panic=-1 reboot=t"
+const kernelParams = "console=ttyS0 panic=-1 reboot=t"
 
 // agentPort is the name of the virtio-serial port in the guest.
 const agentPort = "agent.0"

@@ -33,13 +33,6 @@ const (
 	stderrBytes  = 16 << 10 // of QEMU's messages are kept
 )
 
-// shareCaps are the capabilities that QEMU's 9p server needs to act for any
-// user of the guest. Everything else leaves its bounding set.
-var shareCaps = []string{
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER",
-	"CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP",
-}
-
 // Machine is one QEMU. It implements vmm.Machine.
 type Machine struct {
 	cfg     vmm.Config
@@ -121,7 +114,8 @@ func (m *Machine) start(ctx context.Context) error {
 		SmallPages: m.cfg.Accel == vmm.AccelTCG,
 	}
 	if m.cfg.Unprivileged {
-		command.KeepCaps = shareCaps
+		command.KeepCaps = capabilities(m.cfg)
+		command.Access = access(m.cfg)
 	}
 	proc, err := supervise.Start(ctx, command)
 	if err != nil {
