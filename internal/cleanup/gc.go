@@ -64,7 +64,7 @@ func GC(ctx context.Context, stateDir string, log *slog.Logger, more map[Kind]Re
 			continue
 		}
 		id := e.Name()
-		alive, err := collect(ctx, filepath.Join(stateDir, id), log.With("sandbox", id), more)
+		alive, err := Collect(ctx, filepath.Join(stateDir, id), log.With("sandbox", id), more)
 		switch {
 		case err != nil:
 			rep.Kept = append(rep.Kept, id)
@@ -78,8 +78,9 @@ func GC(ctx context.Context, stateDir string, log *slog.Logger, more map[Kind]Re
 	return rep, errors.Join(errs...)
 }
 
-// collect removes one sandbox if it is dead.
-func collect(ctx context.Context, dir string, log *slog.Logger, more map[Kind]Releaser) (alive bool, err error) {
+// Collect is GC for one sandbox, whose directory is dir. It tells whether the
+// sandbox lives or is not there; else nothing of it is left, or there is an error.
+func Collect(ctx context.Context, dir string, log *slog.Logger, more map[Kind]Releaser) (alive bool, err error) {
 	lock, err := lockDead(dir)
 	if err != nil {
 		return false, err

@@ -113,9 +113,10 @@ func runs(dir, exe string) bool {
 	case exe == "":
 		return strings.HasPrefix(base, "qemu-system-") || base == "virtiofsd"
 	case filepath.IsAbs(exe):
-		// What was started may have been a link, such as /usr/bin/qemu.
-		real, err := filepath.EvalSymlinks(exe)
-		return target == exe || err == nil && target == real
+		// By identity: what was started may have been a link to it.
+		want, err1 := os.Stat(exe)
+		got, err2 := os.Stat(filepath.Join(dir, "exe"))
+		return target == exe || err1 == nil && err2 == nil && os.SameFile(want, got)
 	default:
 		return base == exe
 	}
@@ -133,7 +134,7 @@ func killPidfd(fd int) error {
 func waitPidfd(ctx context.Context, fd int) error {
 	for {
 		// A short limit per poll, since a context cannot end one.
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // a file descriptor fits
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, err := unix.Poll(fds, int((50 * time.Millisecond).Milliseconds()))
 		switch {
 		case n > 0:

@@ -398,7 +398,7 @@ func (s *station) ping(ip netip.Addr, mac net.HardwareAddr) {
 	s.t.Helper()
 	icmp := []byte{8, 0, 0, 0, 0x12, 0x34, 0, 1, 'k', 'a', 't', 'a'}
 	binary.BigEndian.PutUint16(icmp[2:], checksum(icmp))
-	header := []byte{0x45, 0, 0, byte(20 + len(icmp)), 0, 0, 0, 0, 64, 1, 0, 0} //nolint:gosec // 32
+	header := []byte{0x45, 0, 0, byte(20 + len(icmp)), 0, 0, 0, 0, 64, 1, 0, 0}
 	header = append(header, s.ip.AsSlice()...)
 	header = append(header, ip.AsSlice()...)
 	binary.BigEndian.PutUint16(header[10:], checksum(header))
@@ -419,7 +419,7 @@ func checksum(b []byte) uint16 {
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
 	}
-	return ^uint16(sum) //nolint:gosec // folded to 16 bits
+	return ^uint16(sum)
 }
 
 func parseMAC(t *testing.T, s string) net.HardwareAddr {

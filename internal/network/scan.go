@@ -85,7 +85,7 @@ func scanOnce(links []netlink.Link) (*agentv1.Network, error) {
 			return nil, fmt.Errorf("addresses of %s: %w", a.Name, err)
 		}
 		nw.Interfaces = append(nw.Interfaces, &agentv1.Interface{
-			Name: a.Name, Mac: a.HardwareAddr.String(), Mtu: uint32(a.MTU), //nolint:gosec // positive, from the kernel
+			Name: a.Name, Mac: a.HardwareAddr.String(), Mtu: uint32(a.MTU),
 			Addresses: addrs,
 		})
 		neighbors, err := neighbors(l)
@@ -143,8 +143,8 @@ func routes(names map[int]string) ([]*agentv1.Route, error) {
 		}
 		out = append(out, &agentv1.Route{
 			Destination: dst, Gateway: ipString(r.Gw), Device: name, Source: ipString(r.Src),
-			Scope: uint32(r.Scope), Flags: uint32(r.Flags) & unix.RTNH_F_ONLINK, //nolint:gosec // small numbers
-			Mtu: uint32(r.MTU), Priority: uint32(r.Priority), Family: uint32(r.Family), //nolint:gosec // as above
+			Scope: uint32(r.Scope), Flags: uint32(r.Flags) & unix.RTNH_F_ONLINK,
+			Mtu: uint32(r.MTU), Priority: uint32(r.Priority), Family: uint32(r.Family),
 		})
 	}
 	slices.SortStableFunc(out, func(a, b *agentv1.Route) int { return rank(a) - rank(b) })

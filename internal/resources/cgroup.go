@@ -70,9 +70,9 @@ func create(root, path string) (*Cgroup, error) {
 			c.warn("no cgroup controller %s on this host", controller)
 			continue
 		}
-		// Controllers mounted together are links to one directory.
-		if real, err := filepath.EvalSymlinks(hierarchy); err == nil {
-			hierarchy = real
+		// Controllers mounted together are links to one directory beside them.
+		if target, err := os.Readlink(hierarchy); err == nil {
+			hierarchy = filepath.Join(root, target)
 		}
 		dir, err := c.mkdir(hierarchy)
 		if err != nil {
@@ -103,7 +103,7 @@ func fsType(path string) int64 {
 // mkdir makes the cgroup in one hierarchy; "" when it is not ours to write to.
 func (c *Cgroup) mkdir(hierarchy string) (string, error) {
 	dir := filepath.Join(hierarchy, c.path)
-	err := os.MkdirAll(dir, 0o755) //nolint:gosec // cgroups are public, as the kernel makes them
+	err := os.MkdirAll(dir, 0o755)
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
 		c.warn("cgroup hierarchy %s cannot be written to", hierarchy)
 		return "", nil
@@ -125,7 +125,7 @@ func (c *Cgroup) enable(hierarchy string) {
 		return
 	}
 	parent := hierarchy
-	for _, name := range strings.Split(strings.TrimPrefix(c.path, "/"), "/") {
+	for name := range strings.SplitSeq(strings.TrimPrefix(c.path, "/"), "/") {
 		for _, controller := range []string{"cpu", "memory", "pids"} {
 			if slices.Contains(strings.Fields(string(b)), controller) {
 				_ = writeFile(filepath.Join(parent, "cgroup.subtree_control"), "+"+controller)

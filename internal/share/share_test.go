@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	c := exec.Command("/proc/self/exe", os.Args[1:]...) //nolint:gosec // ourselves
+	c := exec.Command("/proc/self/exe", os.Args[1:]...)
 	c.Env = append(os.Environ(), ownNS+"=1")
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.ExtraFiles = []*os.File{host}
@@ -427,5 +427,47 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestFailuresLeaveNothing: after a call that failed at any of its steps and
+// Remove, mounts and files are as before.
+func TestFailuresLeaveNothing(t *testing.T) {
+	d := prepare(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	must(t, os.WriteFile(file, nil, 0o600))
+	before, fds := mounts(t, "/"), openFDs(t)
+	ctx := t.Context()
+	for name, f := range map[string]func() error{
+		"source is absent":     func() error { return d.AddBind(ctx, "c", spec.Bind{Source: file + "-absent"}) },
+		"source is a device":   func() error { return d.AddBind(ctx, "c", spec.Bind{Source: "/dev/null"}) },
+		"rootfs is a file":     func() error { return d.AddRootfs(ctx, "c", file, nil) },
+		"id is too long":       func() error { return d.AddBind(ctx, strings.Repeat("x", 300), spec.Bind{Source: dir}) },
+		"mount point is taken": func() error { return errors.Join(d.AddRootfs(ctx, "c", dir, nil), d.AddRootfs(ctx, "c", dir, nil)) },
+		"layer is absent": func() error {
+			return d.AddRootfs(ctx, "c", "", []Mount{{Type: "overlay", Options: []string{"lowerdir=" + dir + ":/absent"}}})
+		},
+		"kernel refuses overlay": func() error {
+			return d.AddRootfs(ctx, "c", "", []Mount{{Type: "overlay", Options: []string{"lowerdir=" + dir, "xino=odd"}}})
+		},
+		"nothing to protect": func() error { return d.ProtectRootfs("c") },
+		"option of a bind is odd": func() error {
+			return d.AddRootfs(ctx, "c", "", []Mount{{Type: "bind", Source: dir, Options: []string{"odd"}}})
+		},
+	} {
+		if err := f(); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		must(t, d.Remove("c"))
+		if diff := cmp.Diff(before, mounts(t, "/")); diff != "" {
+			t.Errorf("%s: mounts (-before +after):\n%s", name, diff)
+		}
+		if got := openFDs(t); got != fds {
+			t.Errorf("%s: %d files are open, %d were before", name, got, fds)
+		}
+		if names, err := os.ReadDir(d.Path()); err != nil || len(names) != 0 {
+			t.Errorf("%s: the shared directory has %v (%v)", name, names, err)
+		}
 	}
 }

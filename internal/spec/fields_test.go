@@ -223,8 +223,7 @@ func asJSON(t *testing.T, s *specs.Spec) string {
 // walk calls visit for each field below typ, as deep as there are classes, with
 // a function that sets it in a spec.
 func walk(typ reflect.Type, path string, visit func(path string, set func(reflect.Value))) {
-	for i := range typ.NumField() {
-		f := typ.Field(i)
+	for f := range typ.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		p := strings.TrimPrefix(path+"."+name, ".")
 		ft := f.Type
@@ -353,6 +352,6 @@ func fillValue(v reflect.Value, path string) {
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
 		v.SetInt(sampleNumber(path))
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
-		v.SetUint(uint64(sampleNumber(path))) //nolint:gosec // 0 to 5
+		v.SetUint(uint64(sampleNumber(path)))
 	}
 }

@@ -70,8 +70,7 @@ func decode(b []byte) (*specs.Spec, error) {
 	}
 	var s *specs.Spec
 	if err := json.Unmarshal(b, &s); err != nil {
-		var typ *json.UnmarshalTypeError
-		if errors.As(err, &typ) {
+		if typ, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 			return nil, fmt.Errorf("%s: a JSON %s, where the spec has another type: %w", typ.Field, typ.Value, ErrInvalid)
 		}
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
