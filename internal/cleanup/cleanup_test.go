@@ -97,7 +97,7 @@ func TestLedger(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := Record{Kind: KindDir, Name: "/a"}
-	b := Record{Kind: KindTap, Name: "b", Extra: map[string]string{ExtraNetns: "/run/netns/x"}}
+	b := Record{Kind: KindCNI, Name: "b", Extra: map[string]string{ExtraNetns: "/run/netns/x"}}
 	c := Record{Kind: KindFile, Name: "/a"} // same name, other kind
 	for _, r := range []Record{a, b, c, b} {
 		if err := l.Add(r); err != nil {
@@ -327,7 +327,7 @@ func TestReleaseCgroup(t *testing.T) {
 }
 
 func TestReleaseNeedsItsPackage(t *testing.T) {
-	for _, k := range []Kind{KindTap, KindCNI, "odd"} {
+	for _, k := range []Kind{KindCNI, "odd"} {
 		if err := Release(t.Context(), Record{Kind: k, Name: "x"}); !errors.Is(err, ErrUnsupported) {
 			t.Errorf("Release of %s: got %v, want ErrUnsupported", k, err)
 		}
@@ -352,7 +352,7 @@ func TestGC(t *testing.T) {
 	left := filepath.Join(t.TempDir(), "left")
 	must(t, os.MkdirAll(filepath.Join(left, "d"), 0o700))
 	var order []string
-	mk("dead", Record{Kind: KindDir, Name: left}, Record{Kind: KindCNI, Name: "n"}, Record{Kind: KindTap, Name: "t"})
+	mk("dead", Record{Kind: KindDir, Name: left}, Record{Kind: KindCNI, Name: "n"}, Record{Kind: "odd", Name: "t"})
 	mk("stuck", Record{Kind: KindCNI, Name: "stuck"})
 	alive := mk("alive", Record{Kind: KindCNI, Name: "not to be released"})
 	must(t, os.WriteFile(filepath.Join(mk("damaged"), LedgerFile), []byte("{]\n"), 0o600))
@@ -375,7 +375,7 @@ func TestGC(t *testing.T) {
 			}
 			return nil
 		},
-		KindTap: func(_ context.Context, r Record) error { order = append(order, r.String()); return nil },
+		"odd": func(_ context.Context, r Record) error { order = append(order, r.String()); return nil },
 	}
 	rep, err := GC(t.Context(), state, slog.New(slog.DiscardHandler), more)
 	if !errors.Is(err, errStuck) {
@@ -385,7 +385,7 @@ func TestGC(t *testing.T) {
 	if diff := cmp.Diff(want, rep); diff != "" {
 		t.Errorf("report (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"tap t", "cni n", "cni stuck"}, order); diff != "" {
+	if diff := cmp.Diff([]string{"odd t", "cni n", "cni stuck"}, order); diff != "" {
 		t.Errorf("released (-want +got):\n%s", diff)
 	}
 	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
@@ -394,6 +394,11 @@ func TestGC(t *testing.T) {
 	for id, want := range map[string]bool{"dead": false, "damaged": false, "nolock": false, "young": true, "alive": true, "stuck": true} {
 		if _, err := os.Stat(filepath.Join(state, id)); (err == nil) != want {
 			t.Errorf("directory of %s: there %t, want %t", id, err == nil, want)
+		}
+	}
+	for id, want := range map[string]bool{"alive": true, "absent": false} {
+		if got, err := Collect(t.Context(), filepath.Join(state, id), slog.New(slog.DiscardHandler), nil); err != nil || got != want {
+			t.Errorf("Collect of sandbox %s: alive %t, %v, want %t", id, got, err, want)
 		}
 	}
 	if rep, err := GC(t.Context(), filepath.Join(state, "absent"), slog.New(slog.DiscardHandler), nil); err != nil || len(rep.Removed) > 0 {

@@ -82,6 +82,9 @@ func GC(ctx context.Context, stateDir string, log *slog.Logger, more map[Kind]Re
 // sandbox lives or is not there; else nothing of it is left, or there is an error.
 func Collect(ctx context.Context, dir string, log *slog.Logger, more map[Kind]Releaser) (alive bool, err error) {
 	lock, err := lockDead(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -127,16 +130,14 @@ func releaseOne(ctx context.Context, r Record, more map[Kind]Releaser) error {
 }
 
 // lockDead takes the lock of a sandbox whose owner is dead. It returns nil for
-// one whose owner lives, or may be about to take the lock.
+// one whose owner lives, or may be about to take the lock, and fs.ErrNotExist
+// when there is no sandbox.
 func lockDead(dir string) (*os.File, error) {
 	proof := LedgerFile
 	f, err := os.OpenFile(filepath.Join(dir, LockFile), os.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		proof = "" // no owner ever held it, or it is just being made
 		f, err = os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	}
-	if errors.Is(err, fs.ErrNotExist) { // gone in the meantime
-		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)

@@ -30,16 +30,14 @@ const (
 	KindMount Kind = "mount"
 	// KindNetns: Name is the file a network namespace is mounted on.
 	KindNetns Kind = "netns"
-	// KindTap: Name is the interface, Extra ExtraNetns the namespace's path.
-	// Released by package network.
-	KindTap Kind = "tap"
 	// KindCgroup: Name is the path of a cgroup below the root of each hierarchy.
 	KindCgroup Kind = "cgroup"
 	// KindDir: Name is a directory, removed with all that is in it.
 	KindDir Kind = "dir"
 	// KindFile: Name is a file, or anything else that can be unlinked.
 	KindFile Kind = "file"
-	// KindCNI: Name is the CNI network. Released by package cni.
+	// KindCNI: Name is the CNI network, Extra ExtraNetns the namespace it is
+	// in. Released by package cni.
 	KindCNI Kind = "cni"
 )
 

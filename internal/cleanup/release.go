@@ -16,8 +16,8 @@ import (
 var ErrUnsupported = errors.New("kind of resource has no releaser here")
 
 // Release removes the resource, whether it exists or not, and returns when it
-// is gone or ctx has ended. Kinds that belong to another package (KindTap,
-// KindCNI) are refused with ErrUnsupported.
+// is gone or ctx has ended. A kind that belongs to another package (KindCNI)
+// is refused with ErrUnsupported.
 func Release(ctx context.Context, r Record) error {
 	if err := release(ctx, r); err != nil {
 		return fmt.Errorf("release %s: %w", r, err)
