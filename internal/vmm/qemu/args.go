@@ -3,6 +3,7 @@ package qemu
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -16,6 +17,9 @@ const kernelParams = "console=ttyS0 panic=-1 reboot=t"
 
 // agentPort is the name of the virtio-serial port in the guest.
 const agentPort = "agent.0"
+
+// maxTag is how long the mount tag of a share may be.
+const maxTag = 31
 
 // firstFD is the number that the first file passed to QEMU has there.
 const firstFD = 3
@@ -157,6 +161,8 @@ func validate(c vmm.Config) error {
 	switch {
 	case !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`).MatchString(c.ID):
 		return fmt.Errorf("sandbox id %q has other characters than letters, digits, '_', '.' and '-'", c.ID)
+	case !filepath.IsAbs(c.Binary):
+		return fmt.Errorf("path of qemu %q is not absolute", c.Binary)
 	case c.MachineType != "q35" && c.MachineType != "microvm":
 		return fmt.Errorf("machine type %q is not q35 or microvm", c.MachineType)
 	case c.Accel != vmm.AccelKVM && c.Accel != vmm.AccelTCG:
@@ -167,6 +173,10 @@ func validate(c vmm.Config) error {
 		return fmt.Errorf("%d MiB of memory: at least 64 are needed", c.MemoryMiB)
 	case c.NIC.MAC != "" && !regexp.MustCompile(`^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$`).MatchString(c.NIC.MAC):
 		return fmt.Errorf("MAC address %q is not six pairs of hexadecimal digits", c.NIC.MAC)
+	case c.NIC.MTU < 0 || c.NIC.MTU > 65535:
+		return fmt.Errorf("MTU %d is not between 0 and 65535", c.NIC.MTU)
+	case c.Share != (vmm.Share{}) && (c.Share.Tag == "" || len(c.Share.Tag) > maxTag):
+		return fmt.Errorf("mount tag %q of the share does not have 1 to %d characters", c.Share.Tag, maxTag)
 	case c.VsockCID == 1 || c.VsockCID == 2 || c.VsockCID == 1<<32-1:
 		return fmt.Errorf("vsock context id %d is reserved", c.VsockCID)
 	}

@@ -3,42 +3,127 @@
 package qemu
 
 import (
+	"fmt"
 	"log/slog"
-	"os/exec"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/seed-efd44b36/kata/internal/guestimage"
+	"github.com/seed-efd44b36/kata/internal/kvm"
+	"github.com/seed-efd44b36/kata/internal/supervise"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"github.com/seed-efd44b36/kata/internal/vmm/vmmtest"
+	"golang.org/x/sys/unix"
 )
 
-func driver(t *testing.T, machineType string, image guestimage.Image) vmmtest.Driver {
-	binary, err := exec.LookPath("qemu-system-x86_64")
+func TestConformance(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("root is needed")
+	}
+	binary, _, err := Find(t.Context(), "")
 	if err != nil {
-		t.Skip("qemu-system-x86_64 is not installed")
+		t.Skip(err)
+	}
+	image := vmmtest.Guest(t)
+	accel := vmm.AccelTCG
+	if kvm.Probe(t.Context(), "").Usable {
+		accel = vmm.AccelKVM
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	return vmmtest.Driver{
-		New:          func(c vmm.Config) (vmm.Machine, error) { return New(c, log) },
-		Capabilities: vmm.Capabilities{Disks: true},
-		Config: vmm.Config{
-			Binary:       binary,
-			MachineType:  machineType,
-			Accel:        vmm.AccelTCG,
-			Kernel:       image.Kernel.VMLinux,
-			Initrd:       image.Initrd,
-			KernelParams: guestimage.KernelParams(image.Kernel, true),
-		},
+	for _, machineType := range []string{"q35", "microvm"} {
+		t.Run(machineType, func(t *testing.T) {
+			if machineType == "microvm" && !image.Kernel.Microvm {
+				t.Skip("the guest kernel has no CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES: `make kernel` builds one that has")
+			}
+			vmmtest.Run(t, vmmtest.Driver{
+				New:          func(c vmm.Config) (vmm.Machine, error) { return New(c, log) },
+				Capabilities: Capabilities(),
+				Virtiofsd:    virtiofsd(),
+				Check:        checkConfinement,
+				Config: vmm.Config{
+					Binary:       binary,
+					MachineType:  machineType,
+					Accel:        accel,
+					Kernel:       image.Kernel.VMLinux,
+					Initrd:       image.Initrd,
+					KernelParams: guestimage.KernelParams(image.Kernel, accel == vmm.AccelTCG),
+				},
+			})
+		})
 	}
 }
 
-func TestConformance(t *testing.T) {
-	image := vmmtest.Guest(t)
-	t.Run("q35", func(t *testing.T) { vmmtest.Run(t, driver(t, "q35", image)) })
-	t.Run("microvm", func(t *testing.T) {
-		if !image.Kernel.Microvm {
-			t.Skip("the guest kernel has no CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES: `make kernel` builds one that has")
+// virtiofsd returns the path of QEMU's own file server, or "".
+func virtiofsd() string {
+	for _, path := range []string{"/usr/lib/qemu/virtiofsd"} {
+		if _, err := os.Stat(path); err == nil {
+			return path
 		}
-		vmmtest.Run(t, driver(t, "microvm", image))
-	})
+	}
+	return ""
+}
+
+// checkConfinement reads from /proc what a running QEMU can do.
+func checkConfinement(t *testing.T, m vmm.Machine, c vmm.Config) {
+	dir := fmt.Sprintf("/proc/%d", m.PIDs()[0])
+	read := func(name string) string {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	status := make(map[string]string)
+	for line := range strings.Lines(read("status")) {
+		name, value, _ := strings.Cut(line, ":")
+		status[name] = strings.TrimSpace(value)
+	}
+	var caps uint64
+	for _, bit := range []int{
+		unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER,
+		unix.CAP_FSETID, unix.CAP_MKNOD, unix.CAP_SETFCAP,
+	} {
+		caps |= 1 << bit
+	}
+	mask := fmt.Sprintf("%016x", caps)
+	for name, want := range map[string]string{
+		"CapBnd": mask, "CapPrm": mask, "CapEff": mask,
+		"CapInh": "0000000000000000", "CapAmb": "0000000000000000",
+		"NoNewPrivs": "1", "Seccomp": "2", "Groups": "",
+	} {
+		if status[name] != want {
+			t.Errorf("%s is %q, want %q", name, status[name], want)
+		}
+	}
+	if env := read("environ"); env != "" {
+		t.Errorf("the environment is %q, want none", env)
+	}
+	if !slices.Contains(strings.Split(read("cmdline"), "\x00"), c.ID) {
+		t.Error("no argument is the sandbox's id")
+	}
+	checkDescriptors(t, filepath.Join(dir, "fd"), c)
+	if supervise.LandlockABI() == 0 {
+		t.Error("this kernel has no Landlock: QEMU can open any file")
+	}
+}
+
+// checkDescriptors finds open files that QEMU should not have.
+func checkDescriptors(t *testing.T, dir string, c vmm.Config) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		target, err := os.Readlink(filepath.Join(dir, entry.Name()))
+		if err != nil {
+			continue // closed since
+		}
+		anonymous := !strings.HasPrefix(target, "/") || strings.HasPrefix(target, "/memfd:")
+		if !anonymous && target != "/dev/null" && target != "/dev/kvm" && !strings.HasPrefix(target, c.Share.Path) {
+			t.Errorf("descriptor %s is %s", entry.Name(), target)
+		}
+	}
 }

@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -15,33 +14,35 @@ type ends struct {
 	theirs backends   // go to QEMU
 	made   []*os.File // those of theirs that are ours to close
 
-	qmp            *net.UnixConn
-	agent, console net.Conn
+	qmp, agent, console *net.UnixConn
 }
 
 // openEnds makes all connections and opens what the devices need. On error
 // nothing stays open.
-func openEnds(c vmm.Config) (e *ends, err error) {
-	e = &ends{theirs: backends{tap: c.NIC.Tap, vhostNet: c.NIC.VhostNet}}
-	defer func() {
-		if err != nil {
-			e.closeTheirs()
-			e.closeOurs()
-		}
-	}()
-	if e.qmp, e.theirs.qmp, err = e.pair("qmp"); err != nil {
+func openEnds(c vmm.Config) (*ends, error) {
+	e := &ends{theirs: backends{tap: c.NIC.Tap, vhostNet: c.NIC.VhostNet}}
+	if err := e.open(c); err != nil {
+		e.closeTheirs()
+		e.closeOurs()
 		return nil, err
+	}
+	return e, nil
+}
+
+func (e *ends) open(c vmm.Config) (err error) {
+	if e.qmp, e.theirs.qmp, err = e.pair("qmp"); err != nil {
+		return err
 	}
 	if e.agent, e.theirs.agent, err = e.pair("agent"); err != nil {
-		return nil, err
+		return err
 	}
 	if e.console, e.theirs.console, err = e.pair("console"); err != nil {
-		return nil, err
+		return err
 	}
 	if c.VsockCID != 0 {
 		f, err := os.OpenFile("/dev/vhost-vsock", os.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return nil, fmt.Errorf("open the vsock device (modprobe vhost_vsock, or set hypervisor.vsock to \"off\"): %w", err)
+			return fmt.Errorf("open the vsock device: %w (modprobe vhost_vsock, or set hypervisor.vsock to \"off\")", err)
 		}
 		e.theirs.vhostVsock = f
 		e.made = append(e.made, f)
@@ -49,12 +50,12 @@ func openEnds(c vmm.Config) (e *ends, err error) {
 	if c.Share.Socket != "" {
 		f, err := connect(c.Share.Socket)
 		if err != nil {
-			return nil, fmt.Errorf("connect to virtiofsd: %w", err)
+			return fmt.Errorf("connect to virtiofsd: %w", err)
 		}
 		e.theirs.virtiofs = f
 		e.made = append(e.made, f)
 	}
-	return e, nil
+	return nil
 }
 
 // pair makes a connection; the second end is for QEMU.
@@ -98,15 +99,9 @@ func (e *ends) closeTheirs() {
 
 // closeOurs closes our ends, for a QEMU that was never started.
 func (e *ends) closeOurs() {
-	var errs []error
-	if e.qmp != nil {
-		errs = append(errs, e.qmp.Close())
+	for _, conn := range []*net.UnixConn{e.qmp, e.agent, e.console} {
+		if conn != nil {
+			_ = conn.Close()
+		}
 	}
-	if e.agent != nil {
-		errs = append(errs, e.agent.Close())
-	}
-	if e.console != nil {
-		errs = append(errs, e.console.Close())
-	}
-	_ = errors.Join(errs...)
 }

@@ -44,7 +44,7 @@ func Find(ctx context.Context, configured string) (path, found string, err error
 	}
 	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()
-	ask := exec.CommandContext(ctx, path, "--version") //nolint:gosec // the administrator's own choice
+	ask := exec.CommandContext(ctx, path, "--version")
 	ask.Env = []string{}
 	out, err := ask.Output()
 	if err != nil {

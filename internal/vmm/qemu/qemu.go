@@ -305,6 +305,11 @@ func checkFiles(c vmm.Config) error {
 		if err := unix.Access(f.path, unix.R_OK); err != nil {
 			return fmt.Errorf("%s %s: %w (%s)", f.what, f.path, err, f.remedy)
 		}
+		if info, err := os.Stat(f.path); err != nil {
+			return fmt.Errorf("%s: %w", f.what, err)
+		} else if !info.Mode().IsRegular() {
+			return fmt.Errorf("%s %s is not a regular file", f.what, f.path)
+		}
 	}
 	if c.Share.Socket == "" && c.Share.Path != "" {
 		if info, err := os.Stat(c.Share.Path); err != nil {

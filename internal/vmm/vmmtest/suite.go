@@ -31,6 +31,8 @@ func Run(t *testing.T, d Driver) {
 		{"VMMIsKilled", testVMMIsKilled},
 		{"CannotStart", testCannotStart},
 		{"StartIsCancelled", testStartIsCancelled},
+		{"VirtioFS", testVirtioFS},
+		{"Tap", testTap},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			before := resources(t)
@@ -81,6 +83,9 @@ func testGuest(t *testing.T, d Driver) {
 	pids := m.PIDs()
 	if len(pids) == 0 || len(placed) == 0 || placed[0] != pids[0] {
 		t.Errorf("PIDs() = %v, given to Cgroup: %v", pids, placed)
+	}
+	if d.Check != nil {
+		t.Run("Check", func(t *testing.T) { d.Check(t, m, c) })
 	}
 	t.Run("NothingTwice", func(t *testing.T) {
 		if err := m.Start(t.Context()); err == nil {
@@ -146,6 +151,34 @@ func testShare(t *testing.T, g *guest, dir string) {
 	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || stat.Uid != 1234 {
 		t.Error("the owner that the guest set is not that of the host's file")
+	}
+
+	// Root file systems come later, as mounts below the directory.
+	mounted := filepath.Join(dir, "mounted")
+	lower, layers := t.TempDir(), t.TempDir()
+	if err := errors.Join(os.Mkdir(mounted, 0o755), os.WriteFile(filepath.Join(lower, "below"), []byte("old"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", layers, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(layers, unix.MNT_DETACH) })
+	upper, work := filepath.Join(layers, "upper"), filepath.Join(layers, "work")
+	if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work)
+	if err := unix.Mount("overlay", mounted, "overlay", 0, options); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(mounted, unix.MNT_DETACH) })
+	if got := g.ask(t, "read", "/mnt/mounted/below"); got != "old" {
+		t.Errorf("the guest reads %q below the mount, want old", got)
+	}
+	g.ask(t, "write", "/mnt/mounted/below", "new")
+	g.ask(t, "rename", "/mnt/mounted/below", "/mnt/mounted/renamed")
+	if got, err := os.ReadFile(filepath.Join(upper, "renamed")); err != nil || string(got) != "new" {
+		t.Errorf("the host reads %q, %v in the upper layer; want new", got, err)
 	}
 }
 
@@ -309,7 +342,9 @@ func testKill(t *testing.T, d Driver) {
 		go func() { result <- m.Start(deadline(t)) }()
 		until(t, "there is a process", func() bool { return len(m.PIDs()) > 0 })
 		m.Kill(deadline(t))
-		<-result // may have been just in time
+		if err := <-result; err != nil { // it may have been just in time
+			t.Log(err)
+		}
 		testGone(t, m)
 	})
 }

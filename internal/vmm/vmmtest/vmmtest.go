@@ -34,6 +34,11 @@ type Driver struct {
 	New func(vmm.Config) (vmm.Machine, error)
 	// Capabilities of the driver on this host.
 	Capabilities vmm.Capabilities
+	// Virtiofsd is the path of the file server for virtio-fs, "" for none.
+	Virtiofsd string
+	// Check, when set, looks at a machine that runs, with the configuration
+	// that it was made of.
+	Check func(*testing.T, vmm.Machine, vmm.Config)
 	// Config is what all machines have in common: Binary, MachineType, Accel,
 	// Kernel, Initrd, KernelParams. The suite sets the rest.
 	Config vmm.Config
@@ -71,7 +76,7 @@ func Guest(t *testing.T) guestimage.Image {
 	return image
 }
 
-// Config returns the driver's configuration for a new machine with an empty
+// config returns the driver's configuration for a new machine with an empty
 // shared directory, the suite's guest, and everything that can be dropped
 // dropped.
 func (d Driver) config(t *testing.T) vmm.Config {
@@ -101,7 +106,7 @@ func (d Driver) machine(t *testing.T, c vmm.Config) vmm.Machine {
 	return m
 }
 
-// Boot starts a machine and returns it with the connection to its guest.
+// boot starts a machine and returns it with the connection to its guest.
 func (d Driver) boot(t *testing.T, c vmm.Config) (vmm.Machine, *guest) {
 	t.Helper()
 	m := d.machine(t, c)

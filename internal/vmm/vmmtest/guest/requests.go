@@ -36,6 +36,8 @@ func do(body io.Reader, name string, args []string) ([]byte, error) {
 			return nil, err
 		}
 		return nil, os.Chown(arg(0), uid, uid)
+	case "rename":
+		return nil, os.Rename(arg(0), arg(1))
 	case "mkfifo":
 		return nil, unix.Mkfifo(arg(0), 0o600)
 	case "mount": // TYPE SOURCE DIR OPTIONS
@@ -69,6 +71,8 @@ func do(body io.Reader, name string, args []string) ([]byte, error) {
 		return nil, writeDisk(arg(0), arg(1))
 	case "nics":
 		return nics()
+	case "linkup": // MAC
+		return nil, linkUp(arg(0))
 	case "panic":
 		return nil, os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
 	case "poweroff":
@@ -146,4 +150,29 @@ func nics() ([]byte, error) {
 		b = fmt.Appendf(b, "%s mtu=%d\n", i.HardwareAddr, i.MTU)
 	}
 	return b, err
+}
+
+// linkUp brings the NIC with that address up.
+func linkUp(mac string) error {
+	all, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
+		if i.HardwareAddr.String() != mac {
+			continue
+		}
+		socket, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = unix.Close(socket) }()
+		request, err := unix.NewIfreq(i.Name)
+		if err != nil {
+			return err
+		}
+		request.SetUint16(unix.IFF_UP)
+		return unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, request)
+	}
+	return fmt.Errorf("no NIC %s", mac)
 }

@@ -1,0 +1,57 @@
+package vmmtest
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/seed-efd44b36/kata/internal/supervise"
+)
+
+// testVirtioFS boots a guest whose share is served by virtiofsd.
+func testVirtioFS(t *testing.T, d Driver) {
+	if !d.Capabilities.VirtioFS || d.Virtiofsd == "" {
+		t.Skip("the driver has no virtio-fs, or virtiofsd is not installed")
+	}
+	c := d.config(t)
+	socket := filepath.Join(c.Dir, "virtiofsd.sock")
+	server, err := supervise.Start(t.Context(), supervise.Command{
+		Path:   d.Virtiofsd,
+		Args:   []string{"--socket-path=" + socket, "-o", "source=" + c.Share.Path, "-o", "sandbox=chroot", "-o", "cache=auto"},
+		Stderr: 4096,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		server.Kill()
+		<-server.Done()
+		if t.Failed() {
+			t.Logf("virtiofsd: %q", server.Stderr())
+		}
+	})
+	until(t, "virtiofsd listens", func() bool {
+		_, err := os.Stat(socket)
+		return err == nil
+	})
+	c.Share.Socket = socket
+	if err := os.WriteFile(filepath.Join(c.Share.Path, "from-host"), []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, g := d.boot(t, c)
+	g.ask(t, "mount", "virtiofs", "kata", "/mnt")
+	if got := g.ask(t, "read", "/mnt/from-host"); got != "text" {
+		t.Errorf("the guest reads %q, want text", got)
+	}
+	g.ask(t, "write", "/mnt/from-guest", "more")
+	if got, err := os.ReadFile(filepath.Join(c.Share.Path, "from-guest")); err != nil || string(got) != "more" {
+		t.Errorf("the host reads %q, %v; want more", got, err)
+	}
+	g.ask(t, "mkfifo", "/mnt/fifo")
+	if info, err := os.Lstat(filepath.Join(c.Share.Path, "fifo")); err != nil || info.Mode().Type() != os.ModeNamedPipe {
+		t.Errorf("the guest's fifo is none on the host: %v, %v", info, err)
+	}
+	if exit := m.Kill(deadline(t)); exit.Err != nil {
+		t.Errorf("Kill: %v", exit.Err)
+	}
+}
