@@ -9,12 +9,19 @@
 package cgroup
 
 import (
-	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Hierarchy is where the groups are made.
@@ -26,62 +33,284 @@ type Hierarchy struct {
 // Group is the control group of one container. Its methods are safe for
 // concurrent use.
 type Group struct {
+	root string
 	dir  string // absolute
-	name string // below the root
-}
 
-var errTODO = errors.New("not there yet")
+	mu      sync.Mutex
+	devices *program // guarded by mu; what decides about devices, nil for all allowed
+}
 
 // Create makes the group of the given name, a path relative to the root such as
 // "kata/ID", switches on every controller that the kernel has on the way to it,
-// and applies the limits. It is an error if the group exists. On error nothing of
-// it is left.
+// and applies the limits. Without rules for devices only the harmless ones that
+// every container has are allowed. It is an error if the group exists. On error
+// nothing of it is left.
 func (h Hierarchy) Create(name string, r *specs.LinuxResources) (*Group, error) {
-	return nil, errTODO
+	parts, err := split(name)
+	if err != nil {
+		return nil, err
+	}
+	if r == nil {
+		r = &specs.LinuxResources{}
+	}
+	dir := h.Root
+	for i, part := range parts {
+		if err := enableControllers(dir); err != nil {
+			return nil, fmt.Errorf("create cgroup %q: %w", name, err)
+		}
+		dir = filepath.Join(dir, part)
+		err := os.Mkdir(dir, 0o755)
+		if err != nil && (i == len(parts)-1 || !errors.Is(err, fs.ErrExist)) {
+			return nil, fmt.Errorf("create cgroup %q: %w", name, err)
+		}
+	}
+	g := &Group{root: h.Root, dir: dir}
+	if err := g.apply(r, true); err != nil {
+		_ = unix.Rmdir(dir)
+		g.devices.close()
+		return nil, fmt.Errorf("create cgroup %q: %w", name, err)
+	}
+	return g, nil
+}
+
+// split checks a name and returns its components.
+func split(name string) ([]string, error) {
+	if clean := path.Clean("/" + name); name == "" || clean != "/"+strings.Trim(name, "/") || clean == "/" {
+		return nil, fmt.Errorf("create cgroup: invalid name %q", name)
+	}
+	return strings.Split(strings.Trim(name, "/"), "/"), nil
 }
 
 // Controllers lists the controllers that groups can use.
-func (h Hierarchy) Controllers() ([]string, error) { return nil, errTODO }
+func (h Hierarchy) Controllers() ([]string, error) {
+	data, err := os.ReadFile(filepath.Join(h.Root, "cgroup.controllers"))
+	if err != nil {
+		return nil, fmt.Errorf("list the cgroup controllers: %w", err)
+	}
+	return strings.Fields(string(data)), nil
+}
+
+// enableControllers makes all controllers available to the groups below dir. What
+// cannot be switched on is missed only by a limit that needs it, which then says so.
+func enableControllers(dir string) error {
+	data, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	enabled, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
+	if err != nil {
+		return err
+	}
+	on := strings.Fields(string(enabled))
+	for _, c := range strings.Fields(string(data)) {
+		if !slices.Contains(on, c) {
+			_ = write(dir, "cgroup.subtree_control", "+"+c)
+		}
+	}
+	return nil
+}
 
 // Path is the directory of the group.
 func (g *Group) Path() string { return g.dir }
 
 // Update changes the limits to what r says; what r does not mention stays.
-func (g *Group) Update(r *specs.LinuxResources) error { return errTODO }
+func (g *Group) Update(r *specs.LinuxResources) error {
+	if r == nil {
+		return nil
+	}
+	if err := g.apply(r, false); err != nil {
+		return fmt.Errorf("update cgroup: %w", err)
+	}
+	return nil
+}
+
+// apply writes the limits. The rules for devices are set at the beginning and when
+// there are any.
+func (g *Group) apply(r *specs.LinuxResources, first bool) error {
+	list, err := settings(r, !first)
+	if err != nil {
+		return err
+	}
+	if m := r.Memory; m != nil && m.CheckBeforeUpdate != nil && *m.CheckBeforeUpdate && m.Limit != nil && *m.Limit > 0 {
+		if used, err := readUint(g.dir, "memory.current"); err == nil && used > uint64(*m.Limit) {
+			return fmt.Errorf("linux.resources.memory: the limit %d is below the usage %d", *m.Limit, used)
+		}
+	}
+	for _, s := range list {
+		err := write(g.dir, s.file, s.value)
+		if s.optional && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			controller, _, _ := strings.Cut(s.file, ".")
+			return fmt.Errorf("%s: the guest's kernel has no %s controller or not that setting: %w", s.field, controller, err)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.field, err)
+		}
+	}
+	if first || len(r.Devices) > 0 {
+		return g.setDevices(r.Devices)
+	}
+	return nil
+}
+
+// setDevices puts a new program for devices in place of the old one. In between
+// both decide.
+func (g *Group) setDevices(rules []specs.LinuxDeviceCgroup) error {
+	inForce, err := deviceRules(rules)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var next *program
+	if !allowsAll(inForce) {
+		if next, err = attachDevices(g.dir, deviceProgram(inForce)); err != nil {
+			return fmt.Errorf("linux.resources.devices: %w", err)
+		}
+	}
+	old := g.devices
+	g.devices = next
+	if err := old.detach(g.dir); err != nil {
+		return fmt.Errorf("linux.resources.devices: %w", err)
+	}
+	return nil
+}
 
 // AddPID moves the process into the group.
-func (g *Group) AddPID(pid int) error { return errTODO }
-
-// PIDs lists the processes in the group and in groups below it.
-func (g *Group) PIDs() ([]int, error) { return nil, errTODO }
-
-// Freeze stops every process of the group and waits until they stand still.
-func (g *Group) Freeze(ctx context.Context) error { return errTODO }
-
-// Thaw undoes Freeze.
-func (g *Group) Thaw(ctx context.Context) error { return errTODO }
-
-// Kill sends SIGKILL to every process of the group, frozen or not. It does not
-// wait for their end.
-func (g *Group) Kill() error { return errTODO }
-
-// Signal sends sig to every process of the group.
-func (g *Group) Signal(sig os.Signal) error { return errTODO }
-
-// Stats measures the group. The network is left empty.
-func (g *Group) Stats() (*agentv1.StatsContainerResponse, error) { return nil, errTODO }
-
-// OOMKills is how many processes of the group were killed for want of memory.
-func (g *Group) OOMKills() (uint64, error) { return 0, errTODO }
-
-// WatchOOM calls notify after every kill for want of memory until ctx ends (its
-// error is returned) or the group is deleted (nil is).
-func (g *Group) WatchOOM(ctx context.Context, notify func()) error { return errTODO }
-
-// Delete removes the group and all groups below it. It waits, no longer than ctx
-// allows, until their processes, which Kill was called for, have ended.
-func (g *Group) Delete(ctx context.Context) error { return errTODO }
+func (g *Group) AddPID(pid int) error { return addPID(g.dir, pid) }
 
 // AddPIDBeside moves the process into the group that other, a process of g or of a
 // group below it, is in.
-func (g *Group) AddPIDBeside(pid, other int) error { return errTODO }
+func (g *Group) AddPIDBeside(pid, other int) error {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", other))
+	if err != nil {
+		return fmt.Errorf("find the cgroup of process %d: %w", other, err)
+	}
+	dir, err := groupOf(data, g.root)
+	if err != nil {
+		return fmt.Errorf("find the cgroup of process %d: %w", other, err)
+	}
+	if dir != g.dir && !strings.HasPrefix(dir, g.dir+"/") {
+		return fmt.Errorf("process %d is in cgroup %q, which is not below %q", other, dir, g.dir)
+	}
+	return addPID(dir, pid)
+}
+
+// groupOf returns the directory that a /proc/PID/cgroup file tells.
+func groupOf(data []byte, root string) (string, error) {
+	for line := range strings.Lines(string(data)) {
+		if name, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
+			if !path.IsAbs(name) || path.Clean(name) != name {
+				return "", fmt.Errorf("cgroup %q: %w", name, fs.ErrInvalid)
+			}
+			return filepath.Join(root, name), nil
+		}
+	}
+	return "", errors.New("no group of version 2")
+}
+
+func addPID(dir string, pid int) error {
+	if err := write(dir, "cgroup.procs", strconv.Itoa(pid)); err != nil {
+		return fmt.Errorf("move process %d into cgroup %q: %w", pid, dir, err)
+	}
+	return nil
+}
+
+// PIDs lists the processes in the group and in groups below it.
+func (g *Group) PIDs() ([]int, error) {
+	var pids []int
+	err := filepath.WalkDir(g.dir, func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist) || err == nil && !d.IsDir():
+			return nil // a group that was removed meanwhile, or a file
+		case err != nil:
+			return err
+		}
+		data, err := os.ReadFile(filepath.Join(name, "cgroup.procs"))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
+			return nil // removed, or a group of threads, whose processes are above
+		}
+		if err != nil {
+			return err
+		}
+		for field := range strings.FieldsSeq(string(data)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				return err
+			}
+			pids = append(pids, pid)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the processes of cgroup %q: %w", g.dir, err)
+	}
+	return pids, nil
+}
+
+// Kill sends SIGKILL to every process of the group, frozen or not. It does not
+// wait for their end.
+func (g *Group) Kill() error {
+	err := write(g.dir, "cgroup.kill", "1")
+	switch {
+	case err == nil:
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("kill cgroup %q: %w", g.dir, err)
+	}
+	if _, err := os.Stat(g.dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	// A kernel before 5.14. Who forks faster than we kill is stopped first.
+	_ = write(g.dir, "cgroup.freeze", "1")
+	defer func() { _ = write(g.dir, "cgroup.freeze", "0") }()
+	return g.Signal(unix.SIGKILL)
+}
+
+// Signal sends sig to every process of the group.
+func (g *Group) Signal(sig unix.Signal) error {
+	pids, err := g.PIDs()
+	if err != nil {
+		return err
+	}
+	fds := make(map[int]int, len(pids))
+	defer func() {
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+	}()
+	for _, pid := range pids {
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+			fds[pid] = fd
+		}
+	}
+	// A descriptor is of the right process if its number is still in the group.
+	if pids, err = g.PIDs(); err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		fd, ok := fds[pid]
+		if !ok {
+			continue
+		}
+		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("signal process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// write writes a file of a group in one call, as the kernel wants it.
+func write(dir, file, value string) error {
+	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := f.WriteString(value); err != nil {
+		return fmt.Errorf("write %q: %w", value, err)
+	}
+	return nil
+}
