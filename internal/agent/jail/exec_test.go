@@ -1,0 +1,288 @@
+package jail
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// startSleeper runs a container that does nothing.
+func startSleeper(t *testing.T, edit func(*Config)) *Container {
+	t.Helper()
+	needRoot(t)
+	conf := Config{ID: "sleeper", Spec: newSpec(newRootfs(t), "sleep", "1000")}
+	if edit != nil {
+		edit(&conf)
+	}
+	ctx := deadline(t)
+	c, err := jailer(t).Create(ctx, conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Delete(context.WithoutCancel(ctx)); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// execIn runs a process in a container to its end.
+func execIn(t *testing.T, c *Container, p *specs.Process) (result, error) {
+	t.Helper()
+	ctx := deadline(t)
+	w, text := output(t)
+	proc, err := c.Exec(ctx, ExecConfig{Process: p, Stdio: Stdio{Out: w, Err: w}})
+	_ = w.Close()
+	if err != nil {
+		return result{}, err
+	}
+	if err := proc.Start(ctx); err != nil {
+		return result{}, err
+	}
+	return result{text(), proc.Child().ExitCode()}, nil
+}
+
+func process(args ...string) *specs.Process {
+	p := newSpec("/", args...).Process
+	p.Env = append(p.Env, "HOME=/")
+	return p
+}
+
+func TestExec(t *testing.T) {
+	c := startSleeper(t, nil)
+	for _, ns := range []string{"mnt", "uts", "ipc", "pid", "cgroup", "net"} {
+		want, err := os.Readlink("/proc/" + itoa(c.Init().PID()) + "/ns/" + ns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := execIn(t, c, process("readlink", "/proc/self/ns/"+ns))
+		if err != nil || got.out != want+"\n" {
+			t.Errorf("%s namespace: got %q, %v; want %q", ns, got.out, err, want)
+		}
+	}
+	p := process("sh", "-c", "id -u; id -g; id -G; pwd; umask; grep CapEff /proc/self/status; exit 3")
+	p.User = specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{7, 8}}
+	umask := uint32(0o077)
+	p.User.Umask = &umask
+	p.Cwd = "/tmp"
+	got, err := execIn(t, c, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := result{"1000\n1001\n1001 7 8\n/tmp\n0077\nCapEff:\t0000000000000000\n", 3}
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if _, err := execIn(t, c, process("nothing")); !errors.Is(err, ErrNotFound) {
+		t.Errorf("missing program: got %v", err)
+	}
+	if _, err := execIn(t, c, process("/etc/passwd")); !errors.Is(err, ErrPermission) {
+		t.Errorf("program without permission: got %v", err)
+	}
+}
+
+func TestExecAfterTheEnd(t *testing.T) {
+	c := startSleeper(t, nil)
+	if err := c.Init().Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Init().Child().ExitCode(); got != 137 {
+		t.Errorf("got exit code %d, want 137", got)
+	}
+	if _, err := execIn(t, c, process("true")); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("got %v, want ESRCH", err)
+	}
+}
+
+func TestDeleteKillsAll(t *testing.T) {
+	c := startSleeper(t, nil)
+	ctx := deadline(t)
+	p, err := c.Exec(ctx, ExecConfig{Process: process("sleep", "1000")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	waiting, err := c.Exec(ctx, ExecConfig{Process: process("sleep", "1000")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Delete(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*Process{c.Init(), p, waiting} {
+		if got := p.Child().ExitCode(); got != 137 {
+			t.Errorf("got exit code %d, want 137", got)
+		}
+	}
+	if _, err := c.Exec(ctx, ExecConfig{Process: process("true")}); err == nil {
+		t.Error("Exec after Delete: got no error")
+	}
+}
+
+func TestJoinNamespaces(t *testing.T) {
+	pod := startSleeper(t, nil)
+	s := sh(newRootfs(t), "for n in pid ipc uts; do readlink /proc/self/ns/$n; done; hostname; ps | grep -c sleep")
+	s.Hostname = ""
+	w, text := output(t)
+	ctx := deadline(t)
+	j := jailer(t)
+	c, err := j.Create(ctx, Config{ID: "second", Spec: s, Stdio: Stdio{Out: w}, Join: map[specs.LinuxNamespaceType]*Container{
+		specs.PIDNamespace: pod, specs.IPCNamespace: pod, specs.UTSNamespace: pod,
+	}})
+	_ = w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	for _, ns := range []string{"pid", "ipc", "uts"} {
+		link, err := os.Readlink("/proc/" + itoa(pod.Init().PID()) + "/ns/" + ns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.WriteString(link + "\n")
+	}
+	want.WriteString("jail\n")
+	if got := text(); !strings.HasPrefix(got, want.String()) || strings.HasSuffix(got, "\n0\n") {
+		t.Errorf("got %q, want %q and a sleep", got, want.String())
+	}
+	if err := c.Delete(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// talk reads from a terminal until the text comes.
+func talk(t *testing.T, console *os.File, send, until string) string {
+	t.Helper()
+	if err := console.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(console, send); err != nil {
+		t.Fatal(err)
+	}
+	var got strings.Builder
+	r := bufio.NewReader(console)
+	for !strings.Contains(got.String(), until) {
+		b, err := r.ReadByte()
+		if err != nil {
+			t.Fatalf("%v after %q", err, got.String())
+		}
+		got.WriteByte(b)
+	}
+	return got.String()
+}
+
+func TestTerminal(t *testing.T) {
+	s := sh("", "tty; stty size; ls -l /dev/console; test -t 2 && echo yes; read x; echo got-$x; stty size; read y; exit 5")
+	c := startSleeper(t, func(conf *Config) {
+		s.Root.Path = conf.Spec.Root.Path
+		s.Process.Terminal = true
+		s.Process.ConsoleSize = &specs.Box{Height: 33, Width: 99}
+		conf.Spec = s
+	})
+	console := c.Init().Console()
+	defer console.Close()
+	got := talk(t, console, "word\n", "got-word\r\n33 99\r\n")
+	for _, want := range []string{"/dev/pts/0\r\n", "33 99\r\n", "136,   0", "yes\r\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("got %q, which lacks %q", got, want)
+		}
+	}
+	if err := c.Init().Resize(80, 24); err != nil {
+		t.Fatal(err)
+	}
+	p := process("sh", "-c", "tty; stty size </dev/pts/0; exec sleep 100")
+	p.Terminal = true
+	ctx := deadline(t)
+	second, err := c.Exec(ctx, ExecConfig{Process: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	talk(t, second.Console(), "", "/dev/pts/1\r\n24 80\r\n")
+	talk(t, second.Console(), "\x03", "^C")
+	if got := second.Child().ExitCode(); got != 130 {
+		t.Errorf("after Ctrl-C: got exit code %d, want 130", got)
+	}
+	_ = second.Console().Close()
+	if _, err := io.WriteString(console, "\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Init().Child().ExitCode(); got != 5 {
+		t.Errorf("got exit code %d, want 5", got)
+	}
+	if _, err := io.ReadAll(console); !errors.Is(err, unix.EIO) {
+		t.Errorf("reading after the end: got %v, want EIO", err)
+	}
+}
+
+func TestSpares(t *testing.T) {
+	needRoot(t)
+	j := New(Options{Reaper: reaper, Spares: 2})
+	t.Cleanup(j.Close)
+	if err := j.Fill(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	spares := append([]*worker(nil), j.spares...)
+	if len(spares) != 2 {
+		t.Fatalf("got %d spare processes, want 2", len(spares))
+	}
+	// One that has died must not be handed out.
+	_ = spares[1].child.Signal(unix.SIGKILL)
+	<-spares[1].child.Done()
+	rootfs := newRootfs(t)
+	for range 2 {
+		if got := runJail(t, j, sh(rootfs, "echo $$")); got != (result{"1\n", 0}) {
+			t.Errorf("got %+v", got)
+		}
+	}
+	if err := j.Fill(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	last := j.spares[0]
+	j.Close()
+	<-last.child.Done()
+}
+
+func TestCreateIsBoundedByItsContext(t *testing.T) {
+	needRoot(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := jailer(t).Create(ctx, Config{ID: "x", Spec: sh(newRootfs(t), "true")}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want %v", err, context.Canceled)
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	needRoot(t)
+	rootfs := newRootfs(t)
+	j := jailer(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if got := runJail(t, j, sh(rootfs, "echo $$; exit 4")); got != (result{"1\n", 4}) {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
+	wg.Wait()
+}
