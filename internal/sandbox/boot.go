@@ -79,8 +79,7 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 		s.accel = s.opts.Accel(ctx)
 	}
 	size := resources.Size(resources.Limits{MemoryBytes: o.MemoryLimit, CPUs: o.CPULimit}, s.conf.Hypervisor)
-	group, err := s.makeCgroup(o)
-	if err != nil {
+	if err := s.makeCgroup(o); err != nil {
 		return err
 	}
 	if err := s.makeShare(ctx); err != nil {
@@ -90,7 +89,7 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if err != nil {
 		return err
 	}
-	cfg.Cgroup = group.AddPID
+	cfg.Cgroup = s.cgroup.AddPID
 	if err := s.startMachine(ctx, cfg); err != nil {
 		return err
 	}
@@ -109,7 +108,7 @@ func (s *Sandbox) image(ctx context.Context) (guestimage.Image, error) {
 	return img, nil
 }
 
-func (s *Sandbox) makeCgroup(o BootOptions) (*resources.Cgroup, error) {
+func (s *Sandbox) makeCgroup(o BootOptions) error {
 	defer s.trace.phase("host cgroup")()
 	parent := o.CgroupParent
 	if parent == "" {
@@ -117,30 +116,35 @@ func (s *Sandbox) makeCgroup(o BootOptions) (*resources.Cgroup, error) {
 	}
 	path := filepath.Join(parent, s.id)
 	rec := cleanup.Record{Kind: cleanup.KindCgroup, Name: path}
-	if err := s.own(rec); err != nil {
-		return nil, err
+	if err := s.Own(rec, nil); err != nil {
+		return err
 	}
 	g, err := resources.Create(path)
 	if err != nil {
-		return nil, fmt.Errorf("host cgroup %s: %w", path, err)
+		return fmt.Errorf("host cgroup %s: %w", path, err)
 	}
 	for _, w := range g.Warnings() {
 		s.log.Warn("host cgroup", "what", w)
 	}
 	if err := g.AddPID(os.Getpid()); err != nil {
-		return nil, fmt.Errorf("host cgroup %s: %w", path, err)
+		return fmt.Errorf("host cgroup %s: %w", path, err)
 	}
-	return g, nil
+	s.cgroup = g
+	return nil
 }
 
-// own records a resource in the ledger, before it exists, and arranges for
-// Close to release it.
-func (s *Sandbox) own(rec cleanup.Record) error {
+// Own records a resource in the ledger. It is called before the resource
+// exists; from then on Close releases it, with release, or with cleanup.Release
+// when that is nil.
+func (s *Sandbox) Own(rec cleanup.Record, release cleanup.Releaser) error {
 	if err := s.ledger.Add(rec); err != nil {
 		return fmt.Errorf("ledger: %w", err)
 	}
+	if release == nil {
+		release = cleanup.Release
+	}
 	s.undo.Push(string(rec.Kind)+" "+rec.Name, func(ctx context.Context) error {
-		if err := cleanup.Release(ctx, rec); err != nil {
+		if err := release(ctx, rec); err != nil {
 			return err
 		}
 		return s.ledger.Done(rec)
@@ -148,8 +152,9 @@ func (s *Sandbox) own(rec cleanup.Record) error {
 	return nil
 }
 
-// Own is own for a front end: Close releases the resource.
-func (s *Sandbox) Own(rec cleanup.Record) error { return s.own(rec) }
+// OnClose arranges for Close to call f, before anything that is there already
+// is released. For what ends with the process anyhow and needs no record.
+func (s *Sandbox) OnClose(name string, f func(context.Context) error) { s.undo.Push(name, f) }
 
 func (s *Sandbox) makeShare(ctx context.Context) error {
 	defer s.trace.phase("shared directory")()
@@ -196,7 +201,11 @@ func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size 
 		cfg.KernelParams += " kata.link=vsock"
 	}
 	if h.SharedFS == "virtio-fs" {
-		return cfg, nil, errors.New("virtio-fs: not yet")
+		socket, err := s.serveShare(ctx)
+		if err != nil {
+			return cfg, nil, fmt.Errorf("virtio-fs: %w", err)
+		}
+		cfg.Share.Socket = socket
 	}
 	if o.NetNS == "" {
 		return cfg, nil, nil
@@ -217,6 +226,23 @@ func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size 
 		cfg.NIC.VhostNet = f
 	}
 	return cfg, nw, nil
+}
+
+// serveShare starts the file server of virtio-fs.
+func (s *Sandbox) serveShare(ctx context.Context) (socket string, err error) {
+	path, err := share.FindServer(s.conf.Hypervisor.VirtioFSDaemon)
+	if err != nil {
+		return "", err
+	}
+	// Should we die, it ends with us; and its cgroup, which is in the ledger,
+	// is emptied by whoever collects what is left.
+	socket = filepath.Join(s.dir, "virtiofsd.sock")
+	srv, err := s.share.Serve(ctx, share.ServerConfig{Path: path, Socket: socket, Cgroup: s.cgroup.AddPID})
+	if err != nil {
+		return "", err
+	}
+	s.undo.Push("virtiofsd", srv.Close)
+	return srv.Socket(), nil
 }
 
 // useDevice decides on a setting of "auto", "on" or "off" for a device of the

@@ -29,6 +29,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"golang.org/x/sys/unix"
@@ -42,14 +43,6 @@ const (
 	// lostGrace is how long after the loss of the link we wait for the VMM's
 	// own end to learn the better reason.
 	lostGrace = time.Second
-)
-
-// Files in a sandbox's directory that other packages know.
-const (
-	// LockFile is held (flock) by the owning process.
-	LockFile = "lock"
-	// LedgerFile lists what the sandbox has made on the host.
-	LedgerFile = "ledger"
 )
 
 // Options are what a sandbox is made from. All fields are needed.
@@ -83,6 +76,7 @@ type Sandbox struct {
 	ledger *cleanup.Ledger
 	undo   cleanup.Stack
 	share  *share.Dir
+	cgroup *resources.Cgroup
 	trace  trace
 
 	// Set by Boot before anyone else can see them.
@@ -133,14 +127,14 @@ func New(o Options) (_ *Sandbox, err error) {
 			err = fmt.Errorf("create sandbox %s: %w", o.ID, errors.Join(err, s.undo.Run(context.Background())))
 		}
 	}()
-	if s.lock, err = os.OpenFile(filepath.Join(s.dir, LockFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+	if s.lock, err = os.OpenFile(filepath.Join(s.dir, cleanup.LockFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 		return nil, err
 	}
 	s.undo.Push("lock", func(context.Context) error { return s.lock.Close() })
 	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", s.lock.Name(), err)
 	}
-	if s.ledger, err = cleanup.Open(filepath.Join(s.dir, LedgerFile)); err != nil {
+	if s.ledger, err = cleanup.Open(filepath.Join(s.dir, cleanup.LedgerFile)); err != nil {
 		return nil, err
 	}
 	s.undo.Push("ledger", func(context.Context) error { return s.ledger.Close() })
@@ -162,10 +156,6 @@ func (s *Sandbox) ID() string { return s.id }
 
 // Dir is the sandbox's directory, private to root.
 func (s *Sandbox) Dir() string { return s.dir }
-
-// Ledger is where a front end records what it makes for the sandbox, before
-// it makes it. Close releases all that is recorded.
-func (s *Sandbox) Ledger() *cleanup.Ledger { return s.ledger }
 
 // Trace is the time line of the start so far.
 func (s *Sandbox) Trace() []Phase { return s.trace.list() }

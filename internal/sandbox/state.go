@@ -10,6 +10,7 @@ import (
 	"sort"
 	"time"
 
+	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"golang.org/x/sys/unix"
 )
 
@@ -97,7 +98,7 @@ func ReadState(stateDir, id string) (State, error) {
 	if st.Version != stateVersion {
 		return State{}, fmt.Errorf("read state of sandbox %s: it was written by another version of kata (format %d, this one reads %d)", id, st.Version, stateVersion)
 	}
-	st.Alive = locked(filepath.Join(dir, LockFile))
+	st.Alive = locked(filepath.Join(dir, cleanup.LockFile))
 	return st, nil
 }
 

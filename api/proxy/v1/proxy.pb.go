@@ -42,7 +42,9 @@ type BootRequest struct {
 	// drained. For detached runs, where no caller is left to call Shutdown.
 	EndWithFirstContainer bool `protobuf:"varint,7,opt,name=end_with_first_container,json=endWithFirstContainer,proto3" json:"end_with_first_container,omitempty"`
 	// A CNI network that the proxy sets up in a netns of its own; excludes netns.
-	Cni           *CNI `protobuf:"bytes,8,opt,name=cni,proto3" json:"cni,omitempty"`
+	Cni *CNI `protobuf:"bytes,8,opt,name=cni,proto3" json:"cni,omitempty"`
+	// Directories that belong to the sandbox and are removed when it ends.
+	OwnedDirs     []string `protobuf:"bytes,9,rep,name=owned_dirs,json=ownedDirs,proto3" json:"owned_dirs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -129,6 +131,13 @@ func (x *BootRequest) GetEndWithFirstContainer() bool {
 func (x *BootRequest) GetCni() *CNI {
 	if x != nil {
 		return x.Cni
+	}
+	return nil
+}
+
+func (x *BootRequest) GetOwnedDirs() []string {
+	if x != nil {
+		return x.OwnedDirs
 	}
 	return nil
 }
@@ -260,6 +269,7 @@ type BootResponse struct {
 	KernelRelease string                 `protobuf:"bytes,3,opt,name=kernel_release,json=kernelRelease,proto3" json:"kernel_release,omitempty"`
 	Addresses     []string               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"` // CIDR, of the CNI network
 	Nameservers   []string               `protobuf:"bytes,5,rep,name=nameservers,proto3" json:"nameservers,omitempty"`
+	Search        []string               `protobuf:"bytes,6,rep,name=search,proto3" json:"search,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -325,6 +335,13 @@ func (x *BootResponse) GetAddresses() []string {
 func (x *BootResponse) GetNameservers() []string {
 	if x != nil {
 		return x.Nameservers
+	}
+	return nil
+}
+
+func (x *BootResponse) GetSearch() []string {
+	if x != nil {
+		return x.Search
 	}
 	return nil
 }
@@ -1813,7 +1830,7 @@ var File_proxy_proto protoreflect.FileDescriptor
 
 const file_proxy_proto_rawDesc = "" +
 	"\n" +
-	"\vproxy.proto\x12\rkata.proxy.v1\"\x85\x03\n" +
+	"\vproxy.proto\x12\rkata.proxy.v1\"\xa4\x03\n" +
 	"\vBootRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12,\n" +
@@ -1822,7 +1839,9 @@ const file_proxy_proto_rawDesc = "" +
 	"\asysctls\x18\x05 \x03(\v2'.kata.proxy.v1.BootRequest.SysctlsEntryR\asysctls\x12\x1b\n" +
 	"\tshm_bytes\x18\x06 \x01(\x04R\bshmBytes\x127\n" +
 	"\x18end_with_first_container\x18\a \x01(\bR\x15endWithFirstContainer\x12$\n" +
-	"\x03cni\x18\b \x01(\v2\x12.kata.proxy.v1.CNIR\x03cni\x1a:\n" +
+	"\x03cni\x18\b \x01(\v2\x12.kata.proxy.v1.CNIR\x03cni\x12\x1d\n" +
+	"\n" +
+	"owned_dirs\x18\t \x03(\tR\townedDirs\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
@@ -1833,13 +1852,14 @@ const file_proxy_proto_rawDesc = "" +
 	"\ahost_ip\x18\x01 \x01(\tR\x06hostIp\x12\x1b\n" +
 	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12%\n" +
 	"\x0econtainer_port\x18\x03 \x01(\rR\rcontainerPort\x12\x1a\n" +
-	"\bprotocol\x18\x04 \x01(\tR\bprotocol\"\xa4\x01\n" +
+	"\bprotocol\x18\x04 \x01(\tR\bprotocol\"\xbc\x01\n" +
 	"\fBootResponse\x12\x17\n" +
 	"\avmm_pid\x18\x01 \x01(\rR\x06vmmPid\x12\x14\n" +
 	"\x05accel\x18\x02 \x01(\tR\x05accel\x12%\n" +
 	"\x0ekernel_release\x18\x03 \x01(\tR\rkernelRelease\x12\x1c\n" +
 	"\taddresses\x18\x04 \x03(\tR\taddresses\x12 \n" +
-	"\vnameservers\x18\x05 \x03(\tR\vnameservers\"S\n" +
+	"\vnameservers\x18\x05 \x03(\tR\vnameservers\x12\x16\n" +
+	"\x06search\x18\x06 \x03(\tR\x06search\"S\n" +
 	"\vRootfsMount\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +

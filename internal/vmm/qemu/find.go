@@ -29,18 +29,26 @@ var oldest = version{7, 2}
 // version is major and minor, the parts that tell what QEMU can do.
 type version [2]int
 
-// Find returns the absolute path of QEMU and its version ("7.2.22").
-// Configured is a path or "", which means the one in PATH. The error says what
-// to do.
-func Find(ctx context.Context, configured string) (path, found string, err error) {
-	path = configured
+// Path returns the absolute path of QEMU. Configured is a path or "", which
+// means the one in PATH. The error says what to do.
+func Path(configured string) (string, error) {
+	path, err := configured, error(nil)
 	if path == "" {
 		if path, err = exec.LookPath(program); err != nil {
-			return "", "", fmt.Errorf("find qemu: %w (install qemu-system-x86, or set hypervisor.path)", err)
+			return "", fmt.Errorf("find qemu: %w (install qemu-system-x86, or set hypervisor.path)", err)
 		}
 	}
 	if path, err = filepath.Abs(path); err != nil {
-		return "", "", fmt.Errorf("find qemu: %w", err)
+		return "", fmt.Errorf("find qemu: %w", err)
+	}
+	return path, nil
+}
+
+// Find returns what Path does, and QEMU's version ("7.2.22"), for which it has
+// to be run.
+func Find(ctx context.Context, configured string) (path, found string, err error) {
+	if path, err = Path(configured); err != nil {
+		return "", "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()

@@ -1,0 +1,184 @@
+// Package attach joins a person's terminal (or pipes) and signals with a
+// process in a sandbox, as `docker run` and `docker exec` do.
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
+	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/proxy"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+)
+
+// Session is one attached process. Open, then start the process, then Run.
+type Session struct {
+	Client          *proxy.Client
+	Container, Exec string
+	// Stdin is nil when the process has none.
+	Stdin *os.File
+	// Stdout and Stderr are the caller's; with TTY only Stdout is used.
+	Stdout, Stderr io.Writer
+	TTY            bool
+	// Signals tells to pass on the signals that this program receives.
+	Signals bool
+
+	streams [3]link.Stream
+}
+
+// Open opens the streams of the process, which must not have been started.
+func (s *Session) Open(ctx context.Context) error {
+	for fd, wanted := range []bool{s.Stdin != nil, true, !s.TTY} {
+		if !wanted {
+			continue
+		}
+		st, err := s.Client.OpenStdio(ctx, s.Container, s.Exec, uint8(fd)) //nolint:gosec // 0..2
+		if err != nil {
+			return err
+		}
+		s.streams[fd] = st
+	}
+	return nil
+}
+
+// Close closes the streams, of which Run has closed none.
+func (s *Session) Close() {
+	for _, st := range s.streams {
+		if st != nil {
+			_ = st.Close()
+		}
+	}
+}
+
+// Run carries data and signals until the process has ended and its output has
+// arrived, and tells how it ended. An error means that the caller's side
+// failed (a closed pipe, a lost kata-proxy), not the process.
+func (s *Session) Run(ctx context.Context) (*proxyv1.WaitResponse, error) {
+	restore, err := s.rawTerminal()
+	if err != nil {
+		return nil, err
+	}
+	defer restore()
+	ctx, cancel := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer cancel()
+	if s.TTY {
+		background.Go(func() { s.followSize(ctx) })
+	}
+	if s.Signals {
+		background.Go(func() { s.forwardSignals(ctx) })
+	}
+	if s.Stdin != nil {
+		// It may sit in a read of a terminal that nothing can interrupt, so
+		// nobody waits for it; it ends with this program.
+		go func() { _ = proxy.Copy(s.streams[0], s.Stdin) }()
+	}
+	var out sync.WaitGroup
+	outErrs := make([]error, 3)
+	for fd, w := range map[int]io.Writer{1: s.Stdout, 2: s.Stderr} {
+		if st := s.streams[fd]; st != nil {
+			out.Go(func() { outErrs[fd] = copyOut(w, st) })
+		}
+	}
+	resp, err := s.Client.Wait(ctx, &proxyv1.WaitRequest{Container: s.Container, Exec: s.Exec})
+	if err != nil {
+		s.Close()
+		out.Wait()
+		return nil, fmt.Errorf("wait for container %s: %w", s.Container, proxy.Explain(err))
+	}
+	out.Wait()
+	return resp, errors.Join(outErrs...)
+}
+
+// copyOut copies output to the caller. When the caller's side is closed
+// (`kata run … | head -1`), the stream is closed too, so that the process is
+// told by SIGPIPE as it would be without a VM between.
+func copyOut(w io.Writer, st link.Stream) error {
+	_, err := io.Copy(w, struct{ io.Reader }{st})
+	if errors.Is(err, unix.EPIPE) {
+		_ = st.Close()
+		return nil
+	}
+	if err == nil || link.IsClosed(err) {
+		return nil
+	}
+	return fmt.Errorf("write output: %w", err)
+}
+
+// rawTerminal puts the caller's terminal into raw mode: every key, Ctrl-C
+// too, belongs to the process.
+func (s *Session) rawTerminal() (restore func(), err error) {
+	if !s.TTY || s.Stdin == nil || !term.IsTerminal(int(s.Stdin.Fd())) {
+		return func() {}, nil
+	}
+	fd := int(s.Stdin.Fd())
+	old, err := term.MakeRaw(fd)
+	if err != nil {
+		return nil, fmt.Errorf("raw mode of the terminal: %w", err)
+	}
+	return func() { _ = term.Restore(fd, old) }, nil
+}
+
+// followSize gives the process's terminal the size of the caller's, now and at
+// every change.
+func (s *Session) followSize(ctx context.Context) {
+	f, ok := s.Stdout.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return
+	}
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, unix.SIGWINCH)
+	defer signal.Stop(changed)
+	for {
+		if w, h, err := term.GetSize(int(f.Fd())); err == nil {
+			// A process that has just ended is no reason to complain.
+			_, _ = s.Client.Resize(ctx, &proxyv1.ResizeRequest{
+				Container: s.Container, Exec: s.Exec, Width: uint32(w), Height: uint32(h), //nolint:gosec // a terminal's size
+			})
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// signals are passed on; the rest either cannot be caught, is about this very
+// program (SIGCHLD, SIGPIPE, SIGURG), or is handled elsewhere (SIGWINCH).
+var signals = []os.Signal{ //nolint:gochecknoglobals // a constant list
+	unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGALRM,
+}
+
+// forwardSignals passes each signal on once.
+func (s *Session) forwardSignals(ctx context.Context) {
+	received := make(chan os.Signal, 16)
+	signal.Notify(received, signals...)
+	defer signal.Stop(received)
+	for {
+		select {
+		case sig := <-received:
+			n, ok := sig.(unix.Signal)
+			if !ok {
+				continue
+			}
+			callCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			_, err := s.Client.Signal(callCtx, &proxyv1.SignalRequest{Container: s.Container, Exec: s.Exec, Signal: uint32(n)}) //nolint:gosec // a signal's number
+			cancel()
+			if err != nil && ctx.Err() == nil {
+				fmt.Fprintf(os.Stderr, "kata: signal %s is not delivered: %v\r\n", n, proxy.Explain(err))
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,154 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
+	"github.com/seed-efd44b36/kata/internal/attach"
+	"github.com/seed-efd44b36/kata/internal/image"
+	"github.com/seed-efd44b36/kata/internal/proxy"
+	"github.com/seed-efd44b36/kata/internal/runflags"
+	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/spf13/cobra"
+)
+
+// execFlags are those of `kata exec`.
+type execFlags struct {
+	interactive, tty, detach bool
+	env                      []string
+	workdir, user            string
+}
+
+func (a *app) execCommand(release func()) *cobra.Command {
+	var fl execFlags
+	cmd := &cobra.Command{
+		Use:   "exec [flags] CONTAINER COMMAND [ARG...]",
+		Short: "Run a further command in a running container",
+		Args:  cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := a.containers.find(args[0])
+			if err != nil {
+				return err
+			}
+			return a.exec(cmd.Context(), r, args[1:], fl, release)
+		},
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(false)
+	f.BoolVarP(&fl.interactive, "interactive", "i", false, "give the command this standard input")
+	f.BoolVarP(&fl.tty, "tty", "t", false, "give the command a terminal")
+	f.BoolVarP(&fl.detach, "detach", "d", false, "do not wait for the command")
+	f.StringArrayVarP(&fl.env, "env", "e", nil, "set an environment variable (NAME=VALUE, or NAME to pass it on)")
+	f.StringVarP(&fl.workdir, "workdir", "w", "", "working directory")
+	f.StringVarP(&fl.user, "user", "u", "", "user (name or uid, with :group)")
+	return cmd
+}
+
+func (a *app) exec(ctx context.Context, r record, command []string, fl execFlags, release func()) error {
+	c, err := a.dial(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	p, err := a.execProcess(r, command, fl)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("encode process: %w", err)
+	}
+	id := "exec-" + newID()[:16]
+	if _, err := c.Exec(ctx, &proxyv1.ExecRequest{
+		Container: r.ID, Exec: id, Process: body,
+		Stdin: fl.interactive && !fl.detach, Stdout: !fl.detach, Stderr: !fl.detach && !fl.tty,
+	}); err != nil {
+		return proxy.Explain(err)
+	}
+	s := &attach.Session{Client: c, Container: r.ID, Exec: id, Stdout: os.Stdout, Stderr: os.Stderr, TTY: fl.tty, Signals: true}
+	if fl.interactive {
+		s.Stdin = os.Stdin
+	}
+	if !fl.detach {
+		if err := s.Open(ctx); err != nil {
+			return err
+		}
+		defer s.Close()
+	}
+	if _, err := c.Start(ctx, &proxyv1.StartRequest{Container: r.ID, Exec: id}); err != nil {
+		return proxy.Explain(err)
+	}
+	if fl.detach {
+		return nil
+	}
+	release()
+	resp, err := s.Run(context.WithoutCancel(ctx))
+	if err != nil {
+		return err
+	}
+	_, derr := c.Delete(context.WithoutCancel(ctx), &proxyv1.DeleteRequest{Container: r.ID, Exec: id})
+	return errors.Join(exitOf(resp, a), proxy.Explain(derr))
+}
+
+// execProcess is the OCI process of an exec: the container's own, with what
+// the flags change.
+func (a *app) execProcess(r record, command []string, fl execFlags) (*specs.Process, error) {
+	b, err := os.ReadFile(filepath.Join(a.containers.path(r.ID), "config.json"))
+	if err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", r.Name, err)
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(b, &spec); err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", r.Name, err)
+	}
+	p := *spec.Process
+	p.Args = command
+	p.Terminal = fl.tty
+	p.ConsoleSize = nil
+	if fl.workdir != "" {
+		p.Cwd = fl.workdir
+	}
+	if p.Env, err = runflags.MergeEnv(p.Env, fl.env, fl.tty); err != nil {
+		return nil, err
+	}
+	if fl.user == "" {
+		return &p, nil
+	}
+	files, err := a.filesOf(r)
+	if err != nil {
+		return nil, err
+	}
+	p.User, err = runflags.ResolveUser(files, fl.user, nil)
+	return &p, err
+}
+
+// filesOf shows the files of a container as it sees them now.
+func (a *app) filesOf(r record) (runflags.Files, error) {
+	dir := a.containers.path(r.ID)
+	img, err := image.MountedImage(dir)
+	if errors.Is(err, fs.ErrNotExist) { // --rootfs
+		return image.Tree{Dirs: []string{r.Image}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return a.images.Tree(img, dir), nil
+}
+
+// exitOf turns the end of a process into the end of this program.
+func exitOf(resp *proxyv1.WaitResponse, a *app) error {
+	if resp.GetReason() != "" {
+		fmt.Fprintln(a.errOut, "kata: "+sandbox.Printable(resp.GetReason(), 4000))
+	}
+	if resp.GetExitCode() != 0 {
+		return exitError(resp.GetExitCode())
+	}
+	return nil
+}

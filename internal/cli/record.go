@@ -1,0 +1,252 @@
+package cli
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"golang.org/x/sys/unix"
+)
+
+// Files in a container's directory below DATA_DIR/containers. The directory is
+// the container's OCI bundle as well.
+const (
+	recordFile = "container.json"
+	exitFile   = "exit.json"
+	logFile    = "log.json"
+)
+
+// record is what `kata` knows about a container that it made.
+type record struct {
+	ID      string    `json:"id"`
+	Name    string    `json:"name"`
+	Image   string    `json:"image"`
+	Command []string  `json:"command"`
+	Created time.Time `json:"created"`
+	Ports   []string  `json:"ports,omitempty"`
+	// Detached containers have a log; Remove tells that --rm was given.
+	Detached bool `json:"detached"`
+	Remove   bool `json:"remove"`
+	TTY      bool `json:"tty"`
+	// StopSignal is what `kata stop` sends first.
+	StopSignal int `json:"stop_signal"`
+}
+
+// store is the directory of all containers of `kata`.
+type store struct {
+	dir      string // DATA_DIR/containers
+	stateDir string
+}
+
+func newStore(c config.Config) store {
+	return store{dir: filepath.Join(c.Runtime.DataDir, "containers"), stateDir: c.Runtime.StateDir}
+}
+
+func (s store) path(id string) string { return filepath.Join(s.dir, id) }
+
+// newID makes a random id as Docker's: 64 hexadecimal digits of which the
+// first 12 are shown. Socket paths are the reason for our 32.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(b[:])
+}
+
+// create reserves the record's name and makes its directory.
+func (s store) create(r record) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("create container: %w", err)
+	}
+	unlock, err := s.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	all, err := s.list()
+	if err != nil {
+		return err
+	}
+	for _, o := range all {
+		if r.Name != "" && o.Name == r.Name {
+			return fmt.Errorf("the name %q is in use by container %s; remove it with `kata rm %s` or choose another", r.Name, short(o.ID), r.Name)
+		}
+	}
+	if err := os.Mkdir(s.path(r.ID), 0o700); err != nil {
+		return fmt.Errorf("create container: %w", err)
+	}
+	b, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return fmt.Errorf("create container: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(s.path(r.ID), recordFile), b, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("create container: %w", err), s.remove(r.ID))
+	}
+	return nil
+}
+
+// dirs are the directories of all containers.
+func (s store) dirs() ([]string, error) {
+	rs, err := s.list()
+	dirs := make([]string, 0, len(rs))
+	for _, r := range rs {
+		dirs = append(dirs, s.path(r.ID))
+	}
+	return dirs, err
+}
+
+// lock serializes those who add containers.
+func (s store) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(s.dir, ".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock containers: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock containers: %w", err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// list reads all records, newest first.
+func (s store) list() ([]record, error) {
+	entries, err := os.ReadDir(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	var rs []record
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(s.path(e.Name()), recordFile))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // being made or being removed
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list containers: %w", err)
+		}
+		var r record
+		if err := json.Unmarshal(b, &r); err != nil {
+			return nil, fmt.Errorf("list containers: %s: %w", e.Name(), err)
+		}
+		rs = append(rs, r)
+	}
+	slices.SortFunc(rs, func(a, b record) int { return b.Created.Compare(a.Created) })
+	return rs, nil
+}
+
+// find finds a container by name, id, or the beginning of an id.
+func (s store) find(ref string) (record, error) {
+	all, err := s.list()
+	if err != nil {
+		return record{}, err
+	}
+	var hits []record
+	for _, r := range all {
+		if r.Name == ref || r.ID == ref {
+			return r, nil
+		}
+		if ref != "" && strings.HasPrefix(r.ID, ref) {
+			hits = append(hits, r)
+		}
+	}
+	switch len(hits) {
+	case 0:
+		return record{}, fmt.Errorf("no such container: %q (`kata ps -a` lists all)", ref)
+	case 1:
+		return hits[0], nil
+	}
+	return record{}, fmt.Errorf("container %q: %d ids begin so; give more of it", ref, len(hits))
+}
+
+// remove removes a container's directory.
+func (s store) remove(id string) error {
+	root, err := os.OpenRoot(s.dir)
+	if err != nil {
+		return fmt.Errorf("remove container %s: %w", short(id), err)
+	}
+	defer root.Close()
+	if err := root.RemoveAll(id); err != nil {
+		return fmt.Errorf("remove container %s: %w", short(id), err)
+	}
+	return nil
+}
+
+// condition is what a container is doing now.
+type condition struct {
+	status sandbox.Status
+	exit   *sandbox.Exit // of a stopped one, nil when nobody knows
+}
+
+func (s store) condition(r record) condition {
+	st, err := sandbox.ReadState(s.stateDir, r.ID)
+	if err == nil && st.Alive {
+		for _, c := range st.Containers {
+			if c.ID == r.ID && c.Exit == nil {
+				return condition{status: c.Status}
+			}
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(s.path(r.ID), exitFile))
+	if err == nil {
+		var e sandbox.Exit
+		if json.Unmarshal(b, &e) == nil {
+			return condition{status: sandbox.StatusStopped, exit: &e}
+		}
+	}
+	if st.Alive {
+		return condition{status: sandbox.StatusCreating}
+	}
+	return condition{status: sandbox.StatusStopped}
+}
+
+func (c condition) running() bool {
+	return c.status == sandbox.StatusRunning || c.status == sandbox.StatusPaused || c.status == sandbox.StatusCreated
+}
+
+// String is the STATUS column of `kata ps`.
+func (c condition) String() string {
+	switch {
+	case c.status != sandbox.StatusStopped:
+		return string(c.status)
+	case c.exit == nil:
+		return "dead (its kata-proxy was killed)"
+	case c.exit.Reason != "":
+		return fmt.Sprintf("exited (%d): %s", c.exit.Code, sandbox.Printable(c.exit.Reason, 200))
+	default:
+		return fmt.Sprintf("exited (%d) %s ago", c.exit.Code, age(c.exit.At))
+	}
+}
+
+func short(id string) string {
+	if len(id) > 12 {
+		return id[:12]
+	}
+	return id
+}
+
+// age is the time since t in one unit.
+func age(t time.Time) string {
+	d := time.Since(t)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d d", int(d.Hours()/24))
+}

@@ -1,0 +1,93 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
+	"github.com/seed-efd44b36/kata/internal/attach"
+	"github.com/seed-efd44b36/kata/internal/proxy"
+	"github.com/seed-efd44b36/kata/internal/resources"
+	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/spec"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) runCommand(release func()) *cobra.Command {
+	bundle := "."
+	cmd := &cobra.Command{
+		Use:   "run [flags] CONTAINER-ID",
+		Short: "Run an OCI bundle in a virtual machine of its own, in the foreground",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir, err := filepath.Abs(bundle)
+			if err != nil {
+				return fmt.Errorf("bundle %s: %w", bundle, err)
+			}
+			return a.run(cmd.Context(), args[0], dir, release)
+		},
+	}
+	cmd.Flags().StringVarP(&bundle, "bundle", "b", bundle, "directory of the bundle (config.json and root file system)")
+	return cmd
+}
+
+// run boots a sandbox for one container, attaches to it, and ends both.
+func (a *app) run(ctx context.Context, id, bundle string, release func()) (err error) {
+	sp, err := spec.Load(bundle)
+	if err != nil {
+		return err
+	}
+	// What the spec asks for and cannot have is refused before a machine runs.
+	plan, err := spec.Translate(sp, spec.Options{ID: id, SandboxID: id, Bundle: bundle})
+	if err != nil {
+		return err
+	}
+	c, err := proxy.Spawn(ctx, proxy.SpawnOptions{ID: id, StateDir: a.conf.Runtime.StateDir, ConfigPath: a.configPath})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		_, serr := c.Shutdown(context.WithoutCancel(ctx), &proxyv1.ShutdownRequest{})
+		select {
+		case <-c.Gone(): // it died; the reason is in err
+		default:
+			err = errors.Join(err, proxy.Explain(serr))
+		}
+		_ = c.Close()
+	}()
+	limits := resources.LimitsOf(sp.Linux.Resources)
+	if _, err := c.Boot(ctx, &proxyv1.BootRequest{
+		Hostname: sp.Hostname, Netns: plan.NetNS, MemoryLimitBytes: limits.MemoryBytes, CpuLimit: limits.CPUs,
+	}); err != nil {
+		return proxy.Explain(err)
+	}
+	tty := sp.Process.Terminal
+	if _, err := c.Create(ctx, &proxyv1.CreateRequest{Id: id, Bundle: bundle, Stdin: true, Stdout: true, Stderr: !tty}); err != nil {
+		return proxy.Explain(err)
+	}
+	s := &attach.Session{
+		Client: c, Container: id, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, TTY: tty, Signals: true,
+	}
+	if err := s.Open(ctx); err != nil {
+		return err
+	}
+	defer s.Close()
+	if _, err := c.Start(ctx, &proxyv1.StartRequest{Container: id}); err != nil {
+		return proxy.Explain(err)
+	}
+	release()
+	resp, err := s.Run(context.WithoutCancel(ctx))
+	if err != nil {
+		return err
+	}
+	if resp.GetReason() != "" {
+		fmt.Fprintln(a.errOut, "kata-runtime: "+sandbox.Printable(resp.GetReason(), 4000))
+	}
+	if code := resp.GetExitCode(); code != 0 {
+		return exitError(code)
+	}
+	return nil
+}

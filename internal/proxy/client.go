@@ -1,0 +1,198 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
+	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/program"
+	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// readyTimeout bounds the start of the kata-proxy process itself.
+const readyTimeout = 10 * time.Second
+
+// File descriptors that kata-proxy inherits.
+const (
+	readyFD  = 3 // it writes an error, or "ok"
+	ownerFD  = 4 // it reads the end of its owner
+	mountsFD = 5 // the caller's mount namespace
+)
+
+// Client talks to one kata-proxy.
+type Client struct {
+	proxyv1.ProxyService
+	id    string
+	link  link.Opener
+	rpc   *ttrpc.Client
+	owner *os.File
+	gone  chan struct{} // closed when the connection has ended
+}
+
+// SpawnOptions say how to start a kata-proxy.
+type SpawnOptions struct {
+	// ID of the sandbox.
+	ID string
+	// StateDir as configured; ConfigPath is handed on as it is.
+	StateDir, ConfigPath string
+}
+
+// Spawn starts a kata-proxy for a new sandbox and connects to it. The caller
+// owns the sandbox: if it ends, or calls Close, the sandbox ends. The error is
+// kata-proxy's own when it could not start.
+func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
+	if err := sandbox.CheckID(o.ID); err != nil {
+		return nil, err
+	}
+	path, err := program.Find("kata-proxy")
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		return nil, fmt.Errorf("start kata-proxy: %w", err)
+	}
+	defer mounts.Close()
+	readyR, readyW, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("start kata-proxy: %w", err)
+	}
+	defer readyR.Close()
+	ownerR, ownerW, err := os.Pipe()
+	if err != nil {
+		_ = readyW.Close()
+		return nil, fmt.Errorf("start kata-proxy: %w", err)
+	}
+	cmd := exec.Command(path, "--id", o.ID, "--config", o.ConfigPath) //nolint:gosec,noctx // our own program; it outlives the context
+	cmd.ExtraFiles = []*os.File{readyW, ownerR, mounts}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid: true, // a Ctrl-C at the terminal is the caller's
+		// Whatever is mounted for the sandbox is seen by it alone and ends
+		// with it.
+		Unshareflags: syscall.CLONE_NEWNS,
+	}
+	err = cmd.Start()
+	_ = readyW.Close()
+	_ = ownerR.Close()
+	if err != nil {
+		_ = ownerW.Close()
+		return nil, fmt.Errorf("start kata-proxy: %w", err)
+	}
+	_ = cmd.Process.Release()
+	if err := readyR.SetReadDeadline(time.Now().Add(readyTimeout)); err != nil {
+		return nil, errors.Join(fmt.Errorf("start kata-proxy: %w", err), ownerW.Close())
+	}
+	answer, err := io.ReadAll(io.LimitReader(readyR, 64<<10))
+	if text := strings.TrimSpace(string(answer)); err != nil || text != "ok" {
+		_ = ownerW.Close()
+		if text != "" {
+			return nil, errors.New(text)
+		}
+		return nil, fmt.Errorf("start kata-proxy: it ended without a word (%w); see %s", orEOF(err), filepath.Join(o.StateDir, o.ID, LogFile))
+	}
+	c, err := Dial(ctx, o.StateDir, o.ID)
+	if err != nil {
+		_ = ownerW.Close()
+		return nil, err
+	}
+	c.owner = ownerW
+	return c, nil
+}
+
+func orEOF(err error) error {
+	if err == nil {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// Dial connects to the kata-proxy of a sandbox that exists. The error wraps
+// sandbox.ErrNotFound when there is none.
+func Dial(ctx context.Context, stateDir, id string) (*Client, error) {
+	if err := sandbox.CheckID(id); err != nil {
+		return nil, err
+	}
+	l := link.DialUnix(filepath.Join(stateDir, id, SocketFile))
+	st, err := l.Open(ctx, link.Header{Kind: link.KindRPC})
+	if err != nil {
+		return nil, fmt.Errorf("connect to sandbox %s: %w: %w", id, sandbox.ErrNotFound, err)
+	}
+	c := &Client{id: id, link: l, gone: make(chan struct{})}
+	c.rpc = ttrpc.NewClient(st, ttrpc.WithOnClose(func() { close(c.gone) }))
+	c.ProxyService = proxyv1.NewProxyClient(c.rpc)
+	return c, nil
+}
+
+// Gone is closed when the connection to kata-proxy has ended.
+func (c *Client) Gone() <-chan struct{} { return c.gone }
+
+// Disown lets the sandbox go on after this program has ended.
+func (c *Client) Disown() error {
+	if c.owner == nil {
+		return nil
+	}
+	if _, err := c.owner.Write([]byte{1}); err != nil {
+		return fmt.Errorf("leave sandbox %s to itself: %w", c.id, err)
+	}
+	return nil
+}
+
+// Close ends the connection. A sandbox that this client owns ends.
+func (c *Client) Close() error {
+	err := c.rpc.Close()
+	if c.owner != nil {
+		_ = c.owner.Close()
+	}
+	return errors.Join(err, c.link.Close())
+}
+
+// OpenStdio connects to one stream of a process. When it returns, the stream
+// is established as far as the guest.
+func (c *Client) OpenStdio(ctx context.Context, container, exec string, fd uint8) (link.Stream, error) {
+	st, err := c.link.Open(ctx, link.Header{Kind: link.KindStdio, Container: container, Exec: exec, FD: fd})
+	if err != nil {
+		return nil, fmt.Errorf("open stdio %d of container %s: %w", fd, container, err)
+	}
+	var b [1]byte
+	if _, err := io.ReadFull(st, b[:]); err != nil {
+		return nil, errors.Join(fmt.Errorf("open stdio %d of container %s: refused, see the sandbox's %s: %w", fd, container, LogFile, err), st.Close())
+	}
+	return st, nil
+}
+
+// Explain turns the status of a failed call back into an error of package
+// sandbox, with the text as kata-proxy gave it.
+func Explain(err error) error {
+	st, ok := status.FromError(err)
+	if err == nil || !ok {
+		return err
+	}
+	kind := map[codes.Code]error{
+		codes.NotFound: sandbox.ErrCommandNotFound, codes.PermissionDenied: sandbox.ErrCommandDenied,
+		codes.InvalidArgument: sandbox.ErrInvalid, codes.AlreadyExists: sandbox.ErrExists,
+		codes.FailedPrecondition: sandbox.ErrState, codes.Unavailable: sandbox.ErrDead,
+	}[st.Code()]
+	return &callError{kind: kind, text: st.Message()}
+}
+
+// callError is an error that crossed the socket.
+type callError struct {
+	kind error
+	text string
+}
+
+func (e *callError) Error() string { return e.text }
+func (e *callError) Unwrap() error { return e.kind }

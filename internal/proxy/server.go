@@ -1,0 +1,488 @@
+// Package proxy is kata-proxy: the process that owns one sandbox on behalf of
+// command lines that come and go. The server half (Serve) runs in kata-proxy;
+// the client half (Spawn, Dial) in kata, kata-runtime and kata-shim.
+//
+// The socket is in the sandbox's directory, which only root can enter: who can
+// connect may do everything. The caller that spawned a proxy owns its sandbox
+// until it says otherwise (Client.Disown): should the caller die, the sandbox
+// ends, so that nothing is left of an interrupted command.
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
+	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// SocketFile is the proxy's socket in the sandbox's directory.
+const SocketFile = "proxy.sock"
+
+// drainTimeout is how long the output of an ended container may still take to
+// arrive before the sandbox ends.
+const drainTimeout = 10 * time.Second
+
+// NetworkSetup makes a network namespace with the CNI network that the request
+// names and returns its path. What it makes is recorded in the sandbox's
+// ledger first and released by the sandbox's Close.
+type NetworkSetup func(ctx context.Context, s *sandbox.Sandbox, n *proxyv1.CNI) (NetworkResult, error)
+
+// NetworkResult is what a CNI network gave to a sandbox.
+type NetworkResult struct {
+	NetNS       string
+	Addresses   []string // CIDR
+	Nameservers []string
+	Search      []string
+}
+
+// server serves one sandbox.
+type server struct {
+	sb       *sandbox.Sandbox
+	log      *slog.Logger
+	network  NetworkSetup
+	stop     context.CancelCauseFunc // ends Serve
+	streams  sync.WaitGroup          // stdio of clients
+	watchers sync.WaitGroup
+
+	mu       sync.Mutex
+	boot     *proxyv1.BootRequest       // guarded by mu, nil before Boot
+	drained  map[string]*sync.WaitGroup // guarded by mu: log writers by container
+	followed bool                       // guarded by mu: the first container is being followed
+}
+
+// Options are what Serve needs.
+type Options struct {
+	Sandbox *sandbox.Sandbox
+	Log     *slog.Logger
+	Network NetworkSetup
+	// Owner ends (EOF) when the owning caller is gone; a byte read from it
+	// means that the caller has disowned the sandbox.
+	Owner *os.File
+	// Ready is called when clients can connect.
+	Ready func()
+}
+
+// errShutdown is the cause of an end that was asked for.
+var errShutdown = errors.New("shutdown")
+
+// Serve runs until the sandbox has ended, and ends it before it returns.
+func Serve(ctx context.Context, o Options) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	s := &server{sb: o.Sandbox, log: o.Log, network: o.Network, stop: stop, drained: map[string]*sync.WaitGroup{}}
+
+	l, err := link.ListenUnix(filepath.Join(o.Sandbox.Dir(), SocketFile), 0o600)
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen for clients: %w", err), o.Sandbox.Close(ctx))
+	}
+	rpc, err := ttrpc.NewServer()
+	if err != nil {
+		return errors.Join(fmt.Errorf("ttrpc server: %w", err), l.Close(), o.Sandbox.Close(ctx))
+	}
+	proxyv1.RegisterProxyService(rpc, s)
+	conns := newConnListener()
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = rpc.Serve(ctx, conns) })
+	serving.Go(func() { s.accept(ctx, l, conns) })
+	serving.Go(func() { s.watchOwner(o.Owner) })
+	o.Ready()
+
+	select {
+	case <-ctx.Done():
+	case <-s.sb.Dead():
+		// Clients that wait for a process get their answers, then the end.
+		if s.endsByItself() {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Minute):
+		}
+	}
+	err = o.Sandbox.Close(context.WithoutCancel(ctx))
+	s.watchers.Wait()
+	shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	_ = rpc.Shutdown(shutdownCtx) // lets answers out that are under way
+	_ = rpc.Close()
+	_ = l.Close()
+	_ = conns.Close()
+	_ = o.Owner.Close()
+	serving.Wait()
+	s.streams.Wait()
+	return err
+}
+
+// endsByItself tells whether no caller is expected to call Shutdown.
+func (s *server) endsByItself() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.boot == nil || s.boot.GetEndWithFirstContainer()
+}
+
+// watchOwner ends the sandbox when the owning caller has gone.
+func (s *server) watchOwner(owner *os.File) {
+	var b [1]byte
+	if n, _ := owner.Read(b[:]); n == 0 {
+		s.stop(errors.New("the caller that owned the sandbox has gone"))
+	}
+}
+
+// accept hands connections to where they belong until the listener is closed.
+func (s *server) accept(ctx context.Context, l link.Listener, conns *connListener) {
+	for {
+		st, h, err := l.Accept()
+		if err != nil {
+			return
+		}
+		switch h.Kind {
+		case link.KindRPC:
+			conns.add(st)
+		case link.KindStdio:
+			s.streams.Go(func() {
+				if err := s.bridge(ctx, st, h); err != nil {
+					s.log.Warn("stdio stream", "container", h.Container, "exec", h.Exec, "fd", h.FD, "error", err)
+				}
+			})
+		default:
+			s.log.Warn("connection of an unknown kind is refused", "kind", h.Kind)
+			_ = st.Close()
+		}
+	}
+}
+
+// Boot implements the Proxy service.
+func (s *server) Boot(ctx context.Context, r *proxyv1.BootRequest) (*proxyv1.BootResponse, error) {
+	s.mu.Lock()
+	again := s.boot != nil
+	s.boot = r
+	s.mu.Unlock()
+	if again {
+		return nil, status.Error(codes.FailedPrecondition, "the sandbox has been booted already")
+	}
+	resp := &proxyv1.BootResponse{}
+	netns := r.GetNetns()
+	if err := s.ownDirs(r.GetOwnedDirs()); err != nil {
+		return nil, s.refuse(err)
+	}
+	if r.GetCni() != nil {
+		end := s.sb.Phase("CNI")
+		res, err := s.network(ctx, s.sb, r.GetCni())
+		end()
+		if err != nil {
+			return nil, s.refuse(err)
+		}
+		netns, resp.Addresses, resp.Nameservers, resp.Search = res.NetNS, res.Addresses, res.Nameservers, res.Search
+	}
+	err := s.sb.Boot(ctx, sandbox.BootOptions{
+		Hostname: r.GetHostname(), NetNS: netns, MemoryLimit: r.GetMemoryLimitBytes(), CPULimit: r.GetCpuLimit(),
+		Sysctls: r.GetSysctls(), ShmBytes: r.GetShmBytes(),
+	})
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	d := s.sb.Info()
+	resp.VmmPid, resp.Accel, resp.KernelRelease = uint32(d.VMMPID), d.Accel, d.Kernel //nolint:gosec // a pid is positive
+	return resp, nil
+}
+
+// Create implements the Proxy service.
+func (s *server) Create(ctx context.Context, r *proxyv1.CreateRequest) (*proxyv1.CreateResponse, error) {
+	o := sandbox.ContainerOptions{
+		ID: r.GetId(), Bundle: r.GetBundle(),
+		Stdio: sandbox.Stdio{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr()},
+	}
+	for _, m := range r.GetRootfs() {
+		o.Rootfs = append(o.Rootfs, sandbox.RootfsMount{Type: m.GetType(), Source: m.GetSource(), Options: m.GetOptions()})
+	}
+	c, err := s.sb.Create(ctx, o)
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	s.mu.Lock()
+	wg := &sync.WaitGroup{}
+	s.drained[c.ID()] = wg
+	follow := !s.followed && s.boot.GetEndWithFirstContainer()
+	s.followed = s.followed || follow
+	s.mu.Unlock()
+	if r.GetLogPath() != "" {
+		if err := s.writeLog(ctx, c, r.GetLogPath(), wg); err != nil {
+			return nil, s.refuse(errors.Join(err, c.Delete(context.WithoutCancel(ctx))))
+		}
+	}
+	s.watchers.Go(func() { s.follow(c, r.GetExitPath(), follow) })
+	return &proxyv1.CreateResponse{}, nil
+}
+
+// follow waits for the end of a container, writes it down, and ends the
+// sandbox where that was asked for.
+func (s *server) follow(c *sandbox.Container, exitPath string, last bool) {
+	<-c.Init().Done()
+	if exitPath != "" {
+		if err := WriteExit(exitPath, c.Init().Exit()); err != nil {
+			s.log.Error("exit is not written", "container", c.ID(), "error", err)
+		}
+	}
+	if !last {
+		return
+	}
+	s.mu.Lock()
+	wg := s.drained[c.ID()]
+	s.mu.Unlock()
+	drained := make(chan struct{})
+	s.streams.Go(func() { wg.Wait(); close(drained) })
+	select {
+	case <-drained:
+	case <-time.After(drainTimeout):
+		s.log.Warn("output of the container did not end in time", "container", c.ID())
+	}
+	s.stop(errShutdown)
+}
+
+// WriteExit writes how a container ended to path, in one step.
+func WriteExit(path string, e sandbox.Exit) error {
+	b, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("encode exit: %w", err)
+	}
+	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
+		return fmt.Errorf("write exit: %w", err)
+	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		return fmt.Errorf("write exit: %w", err)
+	}
+	return nil
+}
+
+// Exec implements the Proxy service.
+func (s *server) Exec(ctx context.Context, r *proxyv1.ExecRequest) (*proxyv1.ExecResponse, error) {
+	c, err := s.sb.Container(r.GetContainer())
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	var p specs.Process
+	if err := json.Unmarshal(r.GetProcess(), &p); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "process of exec %q: %v", r.GetExec(), err)
+	}
+	_, err = c.Exec(ctx, r.GetExec(), &p, sandbox.Stdio{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr()})
+	return &proxyv1.ExecResponse{}, s.refuse(err)
+}
+
+// Start implements the Proxy service.
+func (s *server) Start(ctx context.Context, r *proxyv1.StartRequest) (*proxyv1.StartResponse, error) {
+	p, err := s.process(r.GetContainer(), r.GetExec())
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	pid, err := p.Start(ctx)
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	return &proxyv1.StartResponse{Pid: uint32(pid)}, nil //nolint:gosec // a pid is positive
+}
+
+// Signal implements the Proxy service.
+func (s *server) Signal(ctx context.Context, r *proxyv1.SignalRequest) (*proxyv1.SignalResponse, error) {
+	p, err := s.process(r.GetContainer(), r.GetExec())
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	return &proxyv1.SignalResponse{}, s.refuse(p.Signal(ctx, r.GetSignal(), r.GetAll()))
+}
+
+// Wait implements the Proxy service.
+func (s *server) Wait(ctx context.Context, r *proxyv1.WaitRequest) (*proxyv1.WaitResponse, error) {
+	p, err := s.process(r.GetContainer(), r.GetExec())
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	e := p.Exit()
+	return &proxyv1.WaitResponse{ExitCode: e.Code, ExitedAt: e.At.UnixNano(), OomKilled: e.OOMKilled, Reason: e.Reason}, nil
+}
+
+// Resize implements the Proxy service.
+func (s *server) Resize(ctx context.Context, r *proxyv1.ResizeRequest) (*proxyv1.ResizeResponse, error) {
+	p, err := s.process(r.GetContainer(), r.GetExec())
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	return &proxyv1.ResizeResponse{}, s.refuse(p.Resize(ctx, r.GetWidth(), r.GetHeight()))
+}
+
+// Delete implements the Proxy service.
+func (s *server) Delete(ctx context.Context, r *proxyv1.DeleteRequest) (*proxyv1.DeleteResponse, error) {
+	c, err := s.sb.Container(r.GetContainer())
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	if r.GetExec() != "" {
+		return &proxyv1.DeleteResponse{}, s.refuse(c.DeleteExec(ctx, r.GetExec()))
+	}
+	return &proxyv1.DeleteResponse{}, s.refuse(c.Delete(ctx))
+}
+
+// Pause implements the Proxy service.
+func (s *server) Pause(ctx context.Context, r *proxyv1.PauseRequest) (*proxyv1.PauseResponse, error) {
+	c, err := s.sb.Container(r.GetContainer())
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	return &proxyv1.PauseResponse{}, s.refuse(c.Pause(ctx))
+}
+
+// Resume implements the Proxy service.
+func (s *server) Resume(ctx context.Context, r *proxyv1.ResumeRequest) (*proxyv1.ResumeResponse, error) {
+	c, err := s.sb.Container(r.GetContainer())
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	return &proxyv1.ResumeResponse{}, s.refuse(c.Resume(ctx))
+}
+
+// Update implements the Proxy service.
+func (s *server) Update(ctx context.Context, r *proxyv1.UpdateRequest) (*proxyv1.UpdateResponse, error) {
+	c, err := s.sb.Container(r.GetContainer())
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	var res specs.LinuxResources
+	if err := json.Unmarshal(r.GetResources(), &res); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "resources for container %q: %v", r.GetContainer(), err)
+	}
+	return &proxyv1.UpdateResponse{}, s.refuse(c.Update(ctx, &res))
+}
+
+// Stats implements the Proxy service.
+func (s *server) Stats(ctx context.Context, r *proxyv1.StatsRequest) (*proxyv1.StatsResponse, error) {
+	c, err := s.sb.Container(r.GetContainer())
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	st, err := c.Stats(ctx)
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	b, err := proto.Marshal(st)
+	return &proxyv1.StatsResponse{Stats: b}, s.refuse(err)
+}
+
+// Processes implements the Proxy service.
+func (s *server) Processes(ctx context.Context, r *proxyv1.ProcessesRequest) (*proxyv1.ProcessesResponse, error) {
+	c, err := s.sb.Container(r.GetContainer())
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	ps, err := c.Processes(ctx)
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	b, err := proto.Marshal(&agentv1.ListProcessesResponse{Processes: ps})
+	return &proxyv1.ProcessesResponse{Processes: b}, s.refuse(err)
+}
+
+// Shutdown implements the Proxy service.
+func (s *server) Shutdown(ctx context.Context, _ *proxyv1.ShutdownRequest) (*proxyv1.ShutdownResponse, error) {
+	err := s.sb.Close(ctx)
+	s.stop(errShutdown)
+	return &proxyv1.ShutdownResponse{}, s.refuse(err)
+}
+
+// Trace implements the Proxy service.
+func (s *server) Trace(context.Context, *proxyv1.TraceRequest) (*proxyv1.TraceResponse, error) {
+	resp := &proxyv1.TraceResponse{}
+	for _, p := range s.sb.Trace() {
+		resp.Phases = append(resp.Phases, &proxyv1.TracePhase{Name: p.Name, StartUnixNs: p.Start.UnixNano(), DurationNs: int64(p.Dur)})
+	}
+	return resp, nil
+}
+
+func (s *server) process(container, exec string) (*sandbox.Process, error) {
+	c, err := s.sb.Container(container)
+	if err != nil {
+		return nil, err
+	}
+	return c.Process(exec)
+}
+
+// refuse maps an error to a status that the client maps back. NotFound and
+// PermissionDenied are kept for commands (exit codes 127 and 126).
+func (s *server) refuse(err error) error {
+	if err == nil {
+		return nil
+	}
+	code := codes.Unknown
+	switch {
+	case errors.Is(err, sandbox.ErrCommandNotFound):
+		code = codes.NotFound
+	case errors.Is(err, sandbox.ErrCommandDenied):
+		code = codes.PermissionDenied
+	case errors.Is(err, sandbox.ErrInvalid):
+		code = codes.InvalidArgument
+	case errors.Is(err, sandbox.ErrExists):
+		code = codes.AlreadyExists
+	case errors.Is(err, sandbox.ErrNotFound), errors.Is(err, sandbox.ErrState):
+		code = codes.FailedPrecondition
+	case errors.Is(err, sandbox.ErrDead):
+		code = codes.Unavailable
+	}
+	return status.Error(code, err.Error())
+}
+
+// connListener gives connections that were accepted elsewhere to a server.
+type connListener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newConnListener() *connListener {
+	return &connListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (l *connListener) add(c net.Conn) {
+	select {
+	case l.conns <- c:
+	case <-l.closed:
+		_ = c.Close()
+	}
+}
+
+// Accept implements net.Listener.
+func (l *connListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (l *connListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (l *connListener) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }

@@ -1,0 +1,238 @@
+//go:build integration
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed-efd44b36/kata/internal/sandbox"
+)
+
+// start starts a detached container, which the test's end removes.
+func start(t *testing.T, args ...string) (id string) {
+	t.Helper()
+	id = env.MustKata(t, append([]string{"run", "-d"}, args...)...)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if r, err := env.Run(ctx, nil, "kata", "rm", "-f", id); err != nil || r.Code != 0 {
+			if !strings.Contains(r.Stderr, "no such container") {
+				t.Errorf("kata rm -f: %v, %s", err, r.Stderr)
+			}
+		}
+	})
+	return id
+}
+
+func TestDetached(t *testing.T) {
+	t.Parallel()
+	id := start(t, "--name", "detached", "--network", "none", busybox, "sh", "-c", "echo out; echo err >&2; trap 'exit 3' TERM; while :; do sleep 0.1; done")
+	if out := env.MustKata(t, "ps", "-q", "--no-trunc"); !strings.Contains(out, id) {
+		t.Errorf("kata ps does not list %s:\n%s", id, out)
+	}
+	r := env.Kata(t, "exec", "-e", "X=1", "detached", "sh", "-c", "echo $X $(ps | grep -c 'while :'); exit 5")
+	if r.Code != 5 || !strings.HasPrefix(r.Stdout, "1 ") {
+		t.Errorf("exec: code %d, %q, %q; want 5", r.Code, r.Stdout, r.Stderr)
+	}
+	if r := env.Kata(t, "exec", "detached", "nothing"); r.Code != 127 {
+		t.Errorf("exec of a missing command: code %d, %q; want 127", r.Code, r.Stderr)
+	}
+	if r := env.KataInput(t, strings.NewReader("piped"), "exec", "-i", "-u", "kata", "detached", "sh", "-c", "cat; id -un"); r.Stdout != "pipedkata\n" {
+		t.Errorf("exec -i -u: %q, %q", r.Stdout, r.Stderr)
+	}
+	poll(t, "the log has both lines", func() bool {
+		r := env.Kata(t, "logs", "detached")
+		return r.Stdout == "out\n" && r.Stderr == "err\n"
+	})
+	if r := env.Kata(t, "rm", "detached"); r.Code == 0 {
+		t.Error("a running container was removed without -f")
+	}
+	env.MustKata(t, "stop", "detached")
+	if out := env.MustKata(t, "ps", "-a"); !strings.Contains(out, "exited (3)") {
+		t.Errorf("kata ps -a after stop:\n%s", out)
+	}
+	if r := env.Kata(t, "exec", "detached", "true"); r.Code != 125 || !strings.Contains(r.Stderr, "not running") {
+		t.Errorf("exec in a stopped container: code %d, %q", r.Code, r.Stderr)
+	}
+	env.MustKata(t, "rm", "detached")
+	if out := env.MustKata(t, "ps", "-a", "-q"); strings.Contains(out, id[:12]) {
+		t.Errorf("kata ps -a after rm:\n%s", out)
+	}
+}
+
+func TestKillAndFollow(t *testing.T) {
+	t.Parallel()
+	start(t, "--name", "follow", "--network", "none", busybox, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done")
+	done := make(chan string)
+	go func() { done <- env.Kata(t, "logs", "-f", "follow").Stdout }()
+	poll(t, "it prints", func() bool { return strings.Contains(env.Kata(t, "logs", "follow").Stdout, "3\n") })
+	env.MustKata(t, "kill", "follow")
+	if out := <-done; !strings.HasPrefix(out, "0\n1\n2\n3\n") {
+		t.Errorf("kata logs -f: %q", out)
+	}
+	poll(t, "it has exited with 137", func() bool { return strings.Contains(env.MustKata(t, "ps", "-a"), "exited (137)") })
+}
+
+// TestRuntimeList: kata-runtime sees what kata started, with the seed's columns.
+func TestRuntimeList(t *testing.T) {
+	t.Parallel()
+	id := start(t, "--network", "none", busybox, "sleep", "1000")
+	r, err := env.Run(t.Context(), nil, "kata-runtime", "list")
+	if err != nil || r.Code != 0 {
+		t.Fatalf("%v, %s", err, r.Stderr)
+	}
+	lines := strings.Split(r.Stdout, "\n")
+	if got := strings.Fields(lines[0]); strings.Join(got, " ") != "ID PID STATUS BUNDLE CREATED OWNER" {
+		t.Errorf("columns %q", got)
+	}
+	for _, l := range lines[1:] {
+		if f := strings.Fields(l); len(f) == 6 && f[0] == id {
+			if f[1] != "-1" || f[2] != "running" || f[5] != "#0" {
+				t.Errorf("line %q", l)
+			}
+			return
+		}
+	}
+	t.Errorf("%s is not listed:\n%s", id, r.Stdout)
+}
+
+// state reads the state of a sandbox of ours.
+func state(t *testing.T, id string) sandbox.State {
+	t.Helper()
+	st, err := sandbox.ReadState(env.State, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// find finds a container by its name.
+func find(t *testing.T, name string) string {
+	t.Helper()
+	var rows []struct{ ID, Name string }
+	if err := json.Unmarshal([]byte(env.MustKata(t, "ps", "-a", "--json")), &rows); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rows {
+		if r.Name == name {
+			return r.ID
+		}
+	}
+	t.Fatalf("no container %q", name)
+	return ""
+}
+
+// TestVMMKilled: the caller of a foreground container is told at once, and why.
+func TestVMMKilled(t *testing.T) {
+	t.Parallel()
+	cmd := env.Command(t.Context(), "kata", "run", "--rm", "--name", "vmm-killed", "--network", "none", busybox, "sh", "-c", "echo ready; sleep 1000")
+	var out, errOut lockedBuffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, "it runs", func() bool { return out.String() == "ready\n" })
+	pid := state(t, find(t, "vmm-killed")).VMMPID
+	killed := time.Now()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if took := time.Since(killed); took > 10*time.Second {
+		t.Errorf("the caller was told after %s", took)
+	} else {
+		t.Logf("the caller was told after %s", took)
+	}
+	if code := cmd.ProcessState.ExitCode(); code == 0 || !strings.Contains(errOut.String(), "virtual machine died") {
+		t.Errorf("exit code %d, stderr %q", code, errOut.String())
+	}
+}
+
+// TestOwnerKilled: when kata-proxy is killed, everything of it ends but its
+// records, and gc removes those.
+func TestOwnerKilled(t *testing.T) {
+	t.Parallel()
+	id := start(t, "--network", "none", busybox, "sleep", "1000")
+	st := state(t, id)
+	if err := syscall.Kill(st.OwnerPID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, "QEMU has ended", func() bool { return syscall.Kill(st.VMMPID, 0) != nil })
+	if out := env.MustKata(t, "ps", "-a"); !strings.Contains(out, "dead") {
+		t.Errorf("kata ps -a: %s", out)
+	}
+	poll(t, "gc has removed it", func() bool {
+		env.MustKata(t, "gc")
+		_, err := os.Stat(filepath.Join(env.State, id))
+		return os.IsNotExist(err) //nolint:forbidigo // in a test
+	})
+}
+
+// TestCallerKilled: a foreground container ends with its caller.
+func TestCallerKilled(t *testing.T) {
+	t.Parallel()
+	cmd := env.Command(t.Context(), "kata", "run", "--rm", "--name", "caller-killed", "--network", "none", busybox, "sh", "-c", "echo ready; sleep 1000")
+	var out lockedBuffer
+	cmd.Stdout = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, "it runs", func() bool { return out.String() == "ready\n" })
+	id := find(t, "caller-killed")
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	poll(t, "all of it has gone", func() bool {
+		_, err := os.Stat(filepath.Join(env.State, id))
+		_, err2 := os.Stat(filepath.Join(env.Data, "containers", id))
+		return os.IsNotExist(err) && os.IsNotExist(err2) //nolint:forbidigo // in a test
+	})
+}
+
+// TestKilledInEachPhase: whenever the caller is killed, nothing is left.
+func TestKilledInEachPhase(t *testing.T) {
+	t.Parallel()
+	for _, after := range []time.Duration{50, 200, 500, 1500, 4000, 7000} {
+		t.Run(fmt.Sprintf("after %d ms", after), func(t *testing.T) {
+			name := fmt.Sprintf("phase-%d", after)
+			cmd := env.Command(t.Context(), "kata", "run", "--rm", "--name", name, busybox, "sleep", "1000")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(after * time.Millisecond) //nolint:forbidigo // the point of the test
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait()
+			poll(t, "gc leaves nothing of it", func() bool {
+				env.MustKata(t, "gc")
+				return !strings.Contains(env.MustKata(t, "ps", "-a"), name)
+			})
+		})
+	}
+}
+
+// TestTenAtOnce starts ten containers together.
+func TestTenAtOnce(t *testing.T) {
+	t.Parallel()
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			r := env.Kata(t, "run", "--rm", "--network", "none", busybox, "echo", fmt.Sprint(i))
+			if r.Code != 0 || r.Stdout != fmt.Sprintf("%d\n", i) {
+				t.Errorf("container %d: code %d, %q, %q", i, r.Code, r.Stdout, r.Stderr)
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -1,0 +1,147 @@
+// Package harness runs the built programs for tests and benchmarks: with
+// directories of their own, so that nothing of the host's installation is
+// touched, and with a check that nothing is left afterwards.
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-efd44b36/kata/test/testimage"
+)
+
+// EnvBin names the environment variable with the directory of the programs.
+const EnvBin = "KATA_BIN"
+
+// Env is one installation for tests: configuration, state, data.
+type Env struct {
+	Bin    string // directory of the programs
+	Config string // path of configuration.toml
+	State  string // runtime.state_dir
+	Data   string // runtime.data_dir
+}
+
+// Find returns the directory of the built programs.
+func Find() (string, error) {
+	dir := os.Getenv(EnvBin)
+	if dir == "" {
+		return "", fmt.Errorf("%s is not set: run `make test-e2e`, or `make build` and set it to the directory bin", EnvBin)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "kata")); err != nil {
+		return "", fmt.Errorf("programs: %w; run `make build`", err)
+	}
+	return filepath.Abs(dir)
+}
+
+// New makes an installation in directories of its own, which remove removes.
+// extra is appended to its configuration. The cache of guest images is the
+// host's: what is in it is content-addressed.
+func New(extra string) (_ *Env, remove func() error, err error) {
+	bin, err := Find()
+	if err != nil {
+		return nil, nil, err
+	}
+	// State must be on a tmpfs, data must not (overlayfs on overlayfs).
+	state, err := os.MkdirTemp("/run", "kata-test-")
+	if err != nil {
+		return nil, nil, err
+	}
+	data, err := os.MkdirTemp("/var/tmp", "kata-test-")
+	if err != nil {
+		return nil, nil, errors.Join(err, os.Remove(state))
+	}
+	remove = func() error { return errors.Join(os.RemoveAll(state), os.RemoveAll(data)) }
+	e := &Env{Bin: bin, State: filepath.Join(state, "s"), Data: filepath.Join(data, "data"), Config: filepath.Join(data, "configuration.toml")}
+	conf := fmt.Sprintf("[runtime]\nstate_dir = %q\ndata_dir = %q\ncgroup_parent = %q\n%s\n", e.State, e.Data, "/"+filepath.Base(state), extra)
+	if err := os.WriteFile(e.Config, []byte(conf), 0o600); err != nil {
+		return nil, nil, errors.Join(err, remove())
+	}
+	return e, remove, nil
+}
+
+// Result is how a program ended.
+type Result struct {
+	Code           int
+	Stdout, Stderr string
+	Took           time.Duration
+}
+
+// Command prepares one of our programs with this installation's configuration.
+func (e *Env) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(e.Bin, name), args...)
+	cmd.Env = append(os.Environ(), "KATA_CONF_FILE="+e.Config)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 20 * time.Second
+	return cmd
+}
+
+// Run runs one of our programs to its end. The error is about running it, not
+// about its exit code.
+func (e *Env) Run(ctx context.Context, stdin io.Reader, name string, args ...string) (Result, error) {
+	cmd := e.Command(ctx, name, args...)
+	var out, errOut bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &errOut
+	start := time.Now()
+	err := cmd.Run()
+	r := Result{Stdout: out.String(), Stderr: errOut.String(), Took: time.Since(start)}
+	var ee *exec.ExitError
+	if errors.As(err, &ee) {
+		r.Code = ee.ExitCode()
+		err = nil
+	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("%s %s: %w; stdout %q, stderr %q", name, strings.Join(args, " "), ctx.Err(), r.Stdout, r.Stderr)
+	}
+	return r, err
+}
+
+// Kata runs `kata` for a test, with a deadline that only a hang reaches.
+func (e *Env) Kata(t testing.TB, args ...string) Result {
+	t.Helper()
+	return e.KataInput(t, nil, args...)
+}
+
+// KataInput is Kata with a standard input.
+func (e *Env) KataInput(t testing.TB, stdin io.Reader, args ...string) Result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	r, err := e.Run(ctx, stdin, "kata", args...)
+	if err != nil {
+		t.Fatalf("kata %s: %v", strings.Join(args, " "), err)
+	}
+	return r
+}
+
+// MustKata is Kata for a command that has to succeed; it returns its output
+// without the last newline.
+func (e *Env) MustKata(t testing.TB, args ...string) string {
+	t.Helper()
+	r := e.Kata(t, args...)
+	if r.Code != 0 {
+		t.Fatalf("kata %s: exit code %d, stderr:\n%s", strings.Join(args, " "), r.Code, r.Stderr)
+	}
+	return strings.TrimSuffix(r.Stdout, "\n")
+}
+
+// Image returns the reference of a test image, built when it is not there yet.
+func Image(ctx context.Context, name string) (string, error) {
+	dir, err := testimage.CacheDir()
+	if err != nil {
+		return "", err
+	}
+	layout, err := testimage.Build(ctx, dir, name)
+	if err != nil {
+		return "", err
+	}
+	return "oci:" + layout, nil
+}
