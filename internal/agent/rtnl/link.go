@@ -188,6 +188,6 @@ func DeleteAddress(index int, p netip.Prefix) error {
 // broadcast is the last address of an IPv4 network.
 func broadcast(p netip.Prefix) []byte {
 	a := p.Addr().As4()
-	v := binary.BigEndian.Uint32(a[:]) | 1<<(32-p.Bits()) - 1
+	v := binary.BigEndian.Uint32(a[:]) | (1<<(32-p.Bits()) - 1)
 	return binary.BigEndian.AppendUint32(nil, v)
 }

@@ -61,9 +61,10 @@ func (r *request) do(each func(body []byte) error) error {
 		return fmt.Errorf("netlink socket: %w", err)
 	}
 	defer unix.Close(fd)
-	// Without NLM_F_ACK a change would not be answered, a dump ends by itself.
-	if binary.NativeEndian.Uint16(r.b[6:])&unix.NLM_F_DUMP == 0 {
-		binary.NativeEndian.PutUint16(r.b[6:], binary.NativeEndian.Uint16(r.b[6:])|unix.NLM_F_ACK)
+	// A dump ends by itself; a change is answered only when that is asked for.
+	// NLM_F_DUMP has bits that mean NLM_F_REPLACE in a change.
+	if flags := binary.NativeEndian.Uint16(r.b[6:]); flags&unix.NLM_F_DUMP != unix.NLM_F_DUMP {
+		binary.NativeEndian.PutUint16(r.b[6:], flags|unix.NLM_F_ACK)
 	}
 	binary.NativeEndian.PutUint32(r.b, uint32(len(r.b)))
 	if err := unix.Sendto(fd, r.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
