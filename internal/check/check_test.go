@@ -277,7 +277,7 @@ func TestEnvironment(t *testing.T) {
 	}
 	wantHypervisor := EnvHypervisor{
 		MachineType: "auto", Version: "7.2", Path: "/usr/bin/qemu", Accelerator: "kvm",
-		SharedFS: "9p", VirtioFSDaemon: "/usr/libexec/virtiofsd",
+		SharedFS: "auto", VirtioFSDaemon: "/usr/libexec/virtiofsd",
 	}
 	if diff := cmp.Diff(wantHypervisor, env.Hypervisor); diff != "" {
 		t.Errorf("hypervisor (-want +got):\n%s", diff)

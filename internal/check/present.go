@@ -159,7 +159,13 @@ func (h *host) virtiofsd() Result {
 	if path != "" {
 		return Result{name, OK, path, ""}
 	}
-	if share := h.Config.Hypervisor.SharedFS; share != "virtio-fs" {
+	switch share := h.Config.Hypervisor.SharedFS; share {
+	case "auto":
+		return Result{
+			name, Warning, "not found: the share is 9p, where a container can make no sockets, pipes and device nodes",
+			"run: apt-get install virtiofsd (Debian 12 has it in qemu-system-common)",
+		}
+	case "9p":
 		return Result{name, OK, "not found, and not needed (hypervisor.shared_fs is " + share + ")", ""}
 	}
 	return Result{

@@ -35,7 +35,9 @@ type Hypervisor struct {
 	// OverheadMemory in MiB is added to the memory limits of a sandbox, for
 	// the guest's kernel and agent.
 	OverheadMemory int `toml:"overhead_memory"`
-	// SharedFS is "9p" or "virtio-fs".
+	// SharedFS is "auto", "9p" or "virtio-fs". Auto takes virtio-fs where
+	// virtiofsd is installed: QEMU's 9p server can make no sockets, pipes and
+	// device nodes.
 	SharedFS string `toml:"shared_fs"`
 	// VirtioFSDaemon is the path of virtiofsd. Empty: looked for.
 	VirtioFSDaemon string `toml:"virtio_fs_daemon"`
@@ -85,7 +87,7 @@ func Default() Config {
 			DefaultVCPUs:   1,
 			DefaultMemory:  512,
 			OverheadMemory: 128,
-			SharedFS:       "9p",
+			SharedFS:       "auto",
 			Vsock:          "auto",
 			VhostNet:       "auto",
 		},

@@ -153,7 +153,7 @@ func TestValidate(t *testing.T) {
 		{"two command lines", func(c *Config) { c.Hypervisor.KernelParams = "a\nb" }, `hypervisor.kernel_params: "a\nb" has control characters`},
 		{"no cpu", func(c *Config) { c.Hypervisor.DefaultVCPUs = 0 }, `hypervisor.default_vcpus: 0 is not between 1 and 255`},
 		{"no memory", func(c *Config) { c.Hypervisor.DefaultMemory = 4 }, `hypervisor.default_memory: 4 is not between 128 and 1048576 MiB`},
-		{"share", func(c *Config) { c.Hypervisor.SharedFS = "nfs" }, `hypervisor.shared_fs: "nfs" is not one of 9p, virtio-fs`},
+		{"share", func(c *Config) { c.Hypervisor.SharedFS = "nfs" }, `hypervisor.shared_fs: "nfs" is not one of auto, 9p, virtio-fs`},
 		{"root as state", func(c *Config) { c.Runtime.StateDir = "/" }, `runtime.state_dir: must be a directory of our own, not /`},
 		{"empty data", func(c *Config) { c.Runtime.DataDir = "" }, `runtime.data_dir: "" is not an absolute path`},
 		{"root cgroup", func(c *Config) { c.Runtime.CgroupParent = "/" }, `runtime.cgroup_parent: must be a cgroup of our own, not the root`},

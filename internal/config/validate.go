@@ -87,7 +87,7 @@ func (h Hypervisor) check(k *checker) {
 	k.within("hypervisor.default_vcpus", h.DefaultVCPUs, 1, 255, "")
 	k.within("hypervisor.default_memory", h.DefaultMemory, 128, 1<<20, " MiB")
 	k.within("hypervisor.overhead_memory", h.OverheadMemory, 0, 1<<16, " MiB")
-	k.oneOf("hypervisor.shared_fs", h.SharedFS, "9p", "virtio-fs")
+	k.oneOf("hypervisor.shared_fs", h.SharedFS, "auto", "9p", "virtio-fs")
 	k.optionalPath("hypervisor.virtio_fs_daemon", h.VirtioFSDaemon)
 	k.oneOf("hypervisor.vsock", h.Vsock, "auto", "on", "off")
 	k.oneOf("hypervisor.vhost_net", h.VhostNet, "auto", "on", "off")

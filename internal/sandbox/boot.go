@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -172,7 +173,7 @@ func (s *Sandbox) makeShare(ctx context.Context) error {
 }
 
 // machineConfig resolves every choice about the virtual machine.
-func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size resources.VM, o BootOptions) (vmm.Config, *network.Attachment, error) {
+func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size resources.VM, o BootOptions) (_ vmm.Config, _ *network.Attachment, err error) {
 	h := s.conf.Hypervisor
 	cfg := vmm.Config{
 		ID: s.id, Dir: s.dir, Binary: h.Path, MachineType: h.MachineType, Accel: s.accel,
@@ -200,12 +201,10 @@ func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size 
 		cfg.VsockCID = binary.NativeEndian.Uint32(b[:])&0x7fffffff | 0x100
 		cfg.KernelParams += " kata.link=vsock"
 	}
-	if h.SharedFS == "virtio-fs" {
-		socket, err := s.serveShare(ctx)
-		if err != nil {
+	if h.SharedFS != "9p" {
+		if cfg.Share.Socket, err = s.serveShare(ctx); err != nil {
 			return cfg, nil, fmt.Errorf("virtio-fs: %w", err)
 		}
-		cfg.Share.Socket = socket
 	}
 	if o.NetNS == "" {
 		return cfg, nil, nil
@@ -228,9 +227,13 @@ func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size 
 	return cfg, nw, nil
 }
 
-// serveShare starts the file server of virtio-fs.
+// serveShare starts the file server of virtio-fs. Without one, and where the
+// configuration leaves the choice to us, the socket is empty: the share is 9p.
 func (s *Sandbox) serveShare(ctx context.Context) (socket string, err error) {
 	path, err := share.FindServer(s.conf.Hypervisor.VirtioFSDaemon)
+	if errors.Is(err, fs.ErrNotExist) && s.conf.Hypervisor.SharedFS == "auto" && s.conf.Hypervisor.VirtioFSDaemon == "" {
+		return "", nil
+	}
 	if err != nil {
 		return "", err
 	}
