@@ -102,7 +102,7 @@ func enableControllers(dir string) error {
 		return err
 	}
 	on := strings.Fields(string(enabled))
-	for _, c := range strings.Fields(string(data)) {
+	for c := range strings.FieldsSeq(string(data)) {
 		if !slices.Contains(on, c) {
 			_ = write(dir, "cgroup.subtree_control", "+"+c)
 		}

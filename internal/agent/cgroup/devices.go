@@ -114,8 +114,8 @@ func deviceProgram(rules []deviceRule) []insn {
 		{op: opAnd, regs: r2, imm: 0xffff},
 		{op: opShift, regs: r3, imm: 16},
 	}
-	for i := len(rules) - 1; i >= 0; i-- {
-		code = append(code, rules[i].code()...)
+	for _, r := range slices.Backward(rules) {
+		code = append(code, r.code()...)
 	}
 	// What no rule has decided cannot be: the first is about everything.
 	return append(code, insn{op: opMove, regs: r0}, insn{op: opExit})

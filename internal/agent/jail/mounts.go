@@ -65,9 +65,9 @@ var superblock = map[string]string{
 
 // apply adds an option, which comes after those that are there and so wins over
 // them.
-func (a attribute) apply(set, clear *uint64) {
-	*set = *set&^a.clear | a.set
-	*clear = *clear&^a.set | a.clear
+func (a attribute) apply(setBits, clearBits *uint64) {
+	*setBits = *setBits&^a.clear | a.set
+	*clearBits = *clearBits&^a.set | a.clear
 }
 
 // newMount translates a mount. Options that are not known are the file system's.

@@ -15,7 +15,7 @@ import (
 // problems collects what is wrong with a spec, so that all of it is told at once.
 type problems []error
 
-func (p *problems) add(field, format string, args ...any) { //nolint:revive // as fmt's
+func (p *problems) add(field, format string, args ...any) {
 	*p = append(*p, fmt.Errorf(field+": "+format, args...))
 }
 

@@ -12,7 +12,7 @@ import (
 // which takes two descriptors.
 const maxDepth = 128
 
-// copyUp copies what is in one directory to another, with owners and modes.
+// copyUp makes one directory like another: its owner and mode, and what is in it.
 // Nothing is followed: entries are opened by name in an open directory, links are
 // copied as they are.
 func copyUp(from, to *os.File) error {
@@ -25,7 +25,23 @@ func copyUp(from, to *os.File) error {
 		_ = unix.Close(src)
 		return err
 	}
+	if err := copyOwner(src, dst); err != nil {
+		_ = unix.Close(src)
+		_ = unix.Close(dst)
+		return err
+	}
 	return copyDirectory(os.NewFile(uintptr(src), from.Name()), os.NewFile(uintptr(dst), to.Name()), 0)
+}
+
+func copyOwner(src, dst int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(src, &st); err != nil {
+		return err
+	}
+	if err := unix.Fchown(dst, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	return unix.Fchmod(dst, st.Mode&^unix.S_IFMT)
 }
 
 // copyDirectory closes both directories.

@@ -46,15 +46,13 @@ func Main() int {
 		_ = c.answer(nil, fmt.Errorf("receive the plan: %w", err))
 		return 1
 	}
-	if err := run(c, plan, files); err != nil {
-		// After the execve was tried with a filter loaded this may be forbidden;
-		// then the end of the process has to say it.
-		_ = c.answer(nil, err)
-	}
+	// After the execve was tried with a filter loaded it may be forbidden to answer;
+	// then the end of the process has to say it.
+	_ = c.answer(nil, run(c, plan, files))
 	return 1
 }
 
-// run does not return if all goes well.
+// run returns only an error.
 func run(c control, p *Plan, files []*os.File) error {
 	if len(files) != 3+len(p.Join) {
 		return fmt.Errorf("plan came with %d descriptors instead of %d", len(files), 3+len(p.Join))

@@ -97,7 +97,7 @@ func (p *Process) dropPrivileges() error {
 // dropBounding reduces the bounding set and returns the kernel's last capability.
 // It asks the kernel for it and not /proc, which a container may have covered.
 func (p *Process) dropBounding() (last uint, err error) {
-	for c := uint(0); c < 64; c++ {
+	for c := range uint(64) {
 		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0)
 		if errors.Is(err, unix.EINVAL) {
 			break

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 
 	"github.com/seed-efd44b36/kata/internal/safepath"
 	"golang.org/x/sys/unix"
@@ -249,10 +248,4 @@ func checkNull(f *os.File) error {
 		return errors.New("/dev/null is not the null device")
 	}
 	return nil
-}
-
-// inDev reports whether a path of the spec is /dev or below it.
-func inDev(name string) bool {
-	name = path.Clean(name)
-	return name == "/dev" || len(name) > 5 && name[:5] == "/dev/"
 }

@@ -258,32 +258,35 @@ func (r rules) spans(a abi, fallback uint32) []span {
 	}
 	slices.Sort(numbers)
 
-	var list []span
-	add := func(first uint32, rules []rule) {
-		if len(list) > 0 {
-			last := &list[len(list)-1]
-			if last.first == first {
-				last.rules = rules
-				return
-			}
-			if len(last.rules) == 1 && len(rules) == 1 && last.rules[0].result == rules[0].result {
-				return // goes on
-			}
-		}
-		list = append(list, span{first, rules})
-	}
 	rest := []rule{{result: fallback}}
-	add(0, rest)
+	list := []span{{0, rest}}
 	for _, n := range numbers {
-		rules := effective(byNumber[n], fallback)
-		add(n, rules)
-		add(n+1, rest)
+		list = append(list, span{n, effective(byNumber[n], fallback)}, span{n + 1, rest})
 	}
 	if newest >= 0 && unknownIsENOSYS(fallback) {
 		// x32 has the calls from 512 on apart; both parts are old.
-		add(uint32(newest)+1, []rule{{result: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)}})
+		list = append(list, span{uint32(newest) + 1, []rule{{result: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)}}})
 	}
-	return list
+	return join(list)
+}
+
+// join makes one span of neighbours that do the same, and drops empty ones: of
+// several with the same beginning the last counts.
+func join(list []span) []span {
+	joined := list[:0]
+	for i, s := range list {
+		if i+1 < len(list) && list[i+1].first == s.first {
+			continue
+		}
+		if n := len(joined); n > 0 {
+			before := joined[n-1].rules
+			if len(before) == 1 && len(s.rules) == 1 && before[0].result == s.rules[0].result {
+				continue
+			}
+		}
+		joined = append(joined, s)
+	}
+	return joined
 }
 
 // unknownIsENOSYS tells whether calls that the profile's author cannot have known
