@@ -53,12 +53,12 @@ type BootOptions struct {
 // Boot starts the virtual machine and prepares the guest. On error the sandbox
 // can only be closed. The error tells all that is known of the failure.
 func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(s.conf.Runtime.BootTimeout)*time.Second, errBootTimeout)
-	defer cancel()
+	ctx, done, err := s.begin(ctx, 0)
+	if err != nil {
+		return s.explain(err)
+	}
+	defer done()
 	if err := s.boot(ctx, o); err != nil {
-		if errors.Is(err, context.DeadlineExceeded) && context.Cause(ctx) == errBootTimeout { //nolint:errorlint // our own sentinel, unwrapped
-			err = fmt.Errorf("%w (after %d s)", errBootTimeout, s.conf.Runtime.BootTimeout)
-		}
 		return s.explain(err)
 	}
 	s.mu.Lock()
@@ -67,8 +67,6 @@ func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
 	s.saveState()
 	return nil
 }
-
-var errBootTimeout = errors.New("the guest's agent did not answer in time")
 
 func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	img, err := s.image(ctx)
@@ -91,13 +89,27 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 		return err
 	}
 	cfg.Cgroup = s.cgroup.AddPID
-	if err := s.startMachine(ctx, cfg); err != nil {
+	return s.bootMachine(ctx, cfg, o, nw)
+}
+
+// bootMachine is the part that BootTimeout is for.
+func (s *Sandbox) bootMachine(ctx context.Context, cfg vmm.Config, o BootOptions, nw *network.Attachment) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.conf.Runtime.BootTimeout)*time.Second)
+	defer cancel()
+	err := s.startMachine(ctx, cfg)
+	if err == nil {
+		err = s.connect(ctx, cfg)
+	}
+	if err == nil {
+		err = s.setupGuest(ctx, o, nw)
+	}
+	if err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return err
 	}
-	if err := s.connect(ctx, cfg); err != nil {
-		return err
+	if !errors.Is(err, errNoAnswer) {
+		err = fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
-	return s.setupGuest(ctx, o, nw)
+	return fmt.Errorf("%w (boot_timeout is %d s)", err, s.conf.Runtime.BootTimeout)
 }
 
 func (s *Sandbox) image(ctx context.Context) (guestimage.Image, error) {
@@ -298,12 +310,6 @@ func orGone(err error) error {
 // connect makes the link and waits for the agent's first answer.
 func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 	defer s.trace.phase("guest boot to agent's first answer")()
-	// A VMM that dies must end the wait at once.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stop := context.AfterFunc(s.life, cancel)
-	defer stop()
-
 	if cfg.VsockCID != 0 {
 		s.link = link.DialVsock(cfg.VsockCID, vsockPort)
 	} else {
@@ -321,8 +327,13 @@ func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 	if err != nil {
 		return fmt.Errorf("link to the agent: %w", err)
 	}
-	client := ttrpc.NewClient(rpc, ttrpc.WithOnClose(s.linkLost))
+	client := ttrpc.NewClient(rpc)
 	s.undo.Push("agent client", func(context.Context) error { _ = client.Close(); return nil })
+	s.background.Go(func() {
+		if client.UserOnCloseWait(s.life) == nil {
+			s.linkLost()
+		}
+	})
 	s.agent = agentv1.NewAgentClient(client)
 	d, err := s.agent.Details(ctx, &agentv1.DetailsRequest{})
 	if err != nil {
@@ -332,16 +343,14 @@ func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 	return nil
 }
 
-// linkLost is called when the rpc stream has ended.
+// linkLost ends the sandbox after its rpc stream has ended.
 func (s *Sandbox) linkLost() {
-	s.background.Go(func() {
-		select {
-		case <-s.machine.Done(): // its watcher knows the better reason
-		case <-s.life.Done():
-		case <-time.After(lostGrace):
-			s.die(errors.New("the link to the guest's agent was lost"))
-		}
-	})
+	select {
+	case <-s.machine.Done(): // its watcher knows the better reason
+	case <-s.life.Done():
+	case <-time.After(lostGrace):
+		s.die(errLinkLost)
+	}
 }
 
 func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions, nw *network.Attachment) error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -68,8 +69,11 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 		return nil, fmt.Errorf("create container: %w", err)
 	}
 	defer s.trace.phase("create container")()
-	ctx, cancel := context.WithTimeout(ctx, s.createTimeout())
-	defer cancel()
+	ctx, done, err := s.begin(ctx, s.createTimeout())
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
+	}
+	defer done()
 
 	sp, err := spec.Load(o.Bundle)
 	if err != nil {
@@ -150,6 +154,16 @@ func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
 		}
 	}
 	return nil
+}
+
+// finish ends all processes of the container that have not ended.
+func (c *Container) finish(e Exit) {
+	c.mu.Lock()
+	ps := append([]*Process{c.init}, slices.Collect(maps.Values(c.execs))...)
+	c.mu.Unlock()
+	for _, p := range ps {
+		p.finish(e)
+	}
 }
 
 // toStatus moves from one of the given statuses to another.
@@ -259,7 +273,7 @@ func (c *Container) Delete(ctx context.Context) error {
 			c.s.die(fmt.Errorf("delete container %s: %w", c.id, err))
 		}
 	}
-	c.init.finish(Exit{Code: 137, At: time.Now(), Reason: "deleted"})
+	c.finish(Exit{Code: 137, At: time.Now(), Reason: "deleted"})
 	err := c.s.share.Remove(c.id)
 	c.s.leave(c)
 	return errors.Join(err, c.s.runHooks(ctx, c, c.hooks.AfterStop))

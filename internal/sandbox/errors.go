@@ -1,10 +1,12 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 
+	"github.com/containerd/ttrpc"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -28,6 +30,13 @@ var (
 	ErrCommandDenied = errors.New("command cannot be executed")
 )
 
+var (
+	// errNoAnswer: a call to the guest's agent took too long.
+	errNoAnswer = errors.New("the guest's agent did not answer in time")
+	// errLinkLost: the agent, or whatever plays its part, has hung up.
+	errLinkLost = errors.New("the link to the guest's agent was lost")
+)
+
 // guestError is what the guest answered: its text is the guest's, so it is
 // cut to a sane length and freed of control characters before anyone prints it.
 type guestError struct {
@@ -45,8 +54,14 @@ func fromGuest(err error, starting bool) error {
 		return nil
 	}
 	st, ok := status.FromError(err)
-	if !ok {
-		return err
+	switch {
+	case ok:
+	case errors.Is(err, context.DeadlineExceeded):
+		return errNoAnswer // says it better
+	case errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, context.Canceled):
+		return err // the consequence of another failure, see orDead
+	default:
+		return fmt.Errorf("the guest's agent does not keep to the protocol: %w", err)
 	}
 	ge := &guestError{text: Printable(st.Message(), 1024)}
 	switch {

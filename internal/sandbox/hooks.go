@@ -23,9 +23,13 @@ func (s *Sandbox) runHooks(ctx context.Context, c *Container, hooks []specs.Hook
 		return nil
 	}
 	st := c.state()
+	pid := 0 // a machine that has died has none
+	if pids := s.machine.PIDs(); len(pids) > 0 {
+		pid = pids[0]
+	}
 	state, err := json.Marshal(specs.State{
 		Version: specs.Version, ID: c.id, Status: specs.ContainerState(st.Status),
-		Pid: s.machine.PIDs()[0], Bundle: c.opts.Bundle, Annotations: c.spec.Annotations,
+		Pid: pid, Bundle: c.opts.Bundle, Annotations: c.spec.Annotations,
 	})
 	if err != nil {
 		return fmt.Errorf("hooks: %w", err)

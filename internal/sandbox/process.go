@@ -77,8 +77,11 @@ func (p *Process) OpenStdio(ctx context.Context, fd int) (link.Stream, error) {
 // then ended, with code 127 or 126.
 func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 	s := p.c.s
-	ctx, cancel := context.WithTimeout(ctx, s.createTimeout())
-	defer cancel()
+	ctx, done, err := s.begin(ctx, s.createTimeout())
+	if err != nil {
+		return 0, fmt.Errorf("start %s: %w", p.name(), err)
+	}
+	defer done()
 	if p.id == "" {
 		if err := p.c.toStatus(StatusRunning, StatusCreated); err != nil {
 			return 0, err
@@ -109,14 +112,16 @@ func (p *Process) wait() {
 	s := p.c.s
 	resp, err := s.agent.WaitProcess(s.life, &agentv1.WaitProcessRequest{Container: p.c.id, Exec: p.id})
 	if err != nil {
-		if s.life.Err() == nil {
-			// The call failed although nothing else has: a guest that lies.
-			s.die(fmt.Errorf("wait for %s: %w", p.name(), fromGuest(err, false)))
+		// Waits for the reason, if the call is not the only thing that failed.
+		err = s.orDead(fromGuest(err, false))
+		if !s.isDead() {
+			s.die(fmt.Errorf("wait for %s: %w", p.name(), err))
 		}
 		p.finish(Exit{Code: 255, At: time.Now(), Reason: s.deathReason()})
 		return
 	}
-	e := Exit{Code: resp.GetExitCode() & 0xff, At: time.Unix(0, resp.GetExitedAt()), OOMKilled: resp.GetOomKilled()}
+	// A code that no process can have must not become a success.
+	e := Exit{Code: min(resp.GetExitCode(), 255), At: time.Unix(0, resp.GetExitedAt()), OOMKilled: resp.GetOomKilled()}
 	if e.OOMKilled {
 		e.Reason = "killed for exceeding its memory limit (OOM)"
 	}

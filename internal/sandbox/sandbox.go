@@ -89,7 +89,14 @@ type Sandbox struct {
 	// life ends when the sandbox dies; calls without a deadline hang on it.
 	life       context.Context
 	endLife    context.CancelFunc
-	background sync.WaitGroup
+	background sync.WaitGroup // started by what is in making only
+
+	// making are the operations that make something. They end with open,
+	// which ends with life, or before it when Close begins.
+	open    context.Context
+	endOpen context.CancelFunc
+	making  sync.WaitGroup // Add under mu, while not closing
+	closed  chan struct{}  // closed when Close has done all
 
 	saveMu sync.Mutex // serializes writers of the state file
 
@@ -110,9 +117,11 @@ func New(o Options) (_ *Sandbox, err error) {
 	s := &Sandbox{
 		id: o.ID, dir: filepath.Join(o.Config.Runtime.StateDir, o.ID), conf: o.Config,
 		log: o.Log.With("sandbox", o.ID), opts: o, created: time.Now(),
-		containers: map[string]*Container{},
+		containers: map[string]*Container{}, closed: make(chan struct{}),
 	}
 	s.life, s.endLife = context.WithCancel(context.Background())
+	s.open, s.endOpen = context.WithCancel(s.life)
+	s.undo.Push("host mount namespace", func(context.Context) error { return o.HostMounts.Close() })
 	if err := os.MkdirAll(o.Config.Runtime.StateDir, 0o711); err != nil {
 		return nil, fmt.Errorf("create sandbox %s: %w", o.ID, err)
 	}
@@ -191,12 +200,50 @@ func (s *Sandbox) orDead(err error) error {
 		select {
 		case <-s.life.Done():
 		case <-time.After(2 * lostGrace):
+			return errLinkLost
 		}
 	}
-	if s.isDead() {
-		return fmt.Errorf("%s: %w", s.deathReason(), ErrDead)
+	if s.open.Err() != nil {
+		return s.deadError()
 	}
 	return err
+}
+
+// deadError tells that the sandbox has ended, and why if nobody asked for it.
+func (s *Sandbox) deadError() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.death == nil || errors.Is(s.death, ErrDead) {
+		return ErrDead
+	}
+	return fmt.Errorf("%w: %w", ErrDead, s.death)
+}
+
+// begin begins an operation that makes something; done ends it. It is refused
+// when the sandbox has ended or is about to; the context ends when it does, or
+// after the timeout unless that is 0.
+func (s *Sandbox) begin(ctx context.Context, timeout time.Duration) (_ context.Context, done func(), err error) {
+	s.mu.Lock()
+	refused := s.closing || s.death != nil
+	if !refused {
+		s.making.Add(1)
+	}
+	s.mu.Unlock()
+	if refused {
+		return nil, nil, s.deadError()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.open, cancel)
+	release := cancel
+	if timeout > 0 {
+		ctx, release = context.WithTimeout(ctx, timeout)
+	}
+	return ctx, func() {
+		stop()
+		release()
+		cancel()
+		s.making.Done()
+	}, nil
 }
 
 // die ends the sandbox because of err. Only the first call counts.
@@ -216,12 +263,7 @@ func (s *Sandbox) die(err error) {
 	}
 	s.endLife()
 	for _, c := range s.list() {
-		c.mu.Lock()
-		idle := c.status == StatusCreating || c.status == StatusCreated
-		c.mu.Unlock()
-		if idle { // no WaitProcess is under way that would notice
-			c.init.finish(Exit{Code: 255, At: time.Now(), Reason: s.deathReason()})
-		}
+		c.finish(Exit{Code: 255, At: time.Now(), Reason: s.deathReason()})
 	}
 }
 
@@ -242,8 +284,6 @@ func (s *Sandbox) enter(c *Container) error {
 	switch {
 	case !s.booted:
 		return fmt.Errorf("sandbox %s has not booted: %w", s.id, ErrState)
-	case s.closing || s.death != nil:
-		return fmt.Errorf("sandbox %s: %w", s.id, ErrDead)
 	case s.containers[c.id] != nil:
 		return fmt.Errorf("container %s: %w", c.id, ErrExists)
 	}
@@ -327,13 +367,17 @@ func (s *Sandbox) state() State {
 // back, but gets little time for it. Close may be called more than once.
 func (s *Sandbox) Close(ctx context.Context) error {
 	s.mu.Lock()
-	if s.closing {
-		s.mu.Unlock()
-		<-s.life.Done()
-		return nil
-	}
+	again := s.closing
 	s.closing = true
 	s.mu.Unlock()
+	if again {
+		<-s.closed
+		return nil
+	}
+	defer close(s.closed)
+	// What is being made must be whole, or undone, before it is released.
+	s.endOpen()
+	s.making.Wait()
 
 	var errs []error
 	for _, c := range slices.Backward(s.list()) {
