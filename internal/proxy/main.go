@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	ttrpclog "github.com/containerd/log"
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/kvm"
@@ -30,6 +31,13 @@ func Main(args []string) int {
 	id := fs.String("id", "", "id of the sandbox")
 	path := fs.String("config", "", "path of the configuration file")
 	if err := fs.Parse(args); err != nil {
+		return 2
+	}
+	// The ttrpc package logs every message that it did not expect, and a guest
+	// can send any number of them: it must not fill the log, and with it the
+	// host's memory.
+	if err := ttrpclog.SetLevel("panic"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
 	ready := os.NewFile(readyFD, "ready")
