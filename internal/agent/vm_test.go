@@ -138,18 +138,3 @@ func boot(t *testing.T) *guest {
 	t.Logf("first answer after %v: %v", time.Since(start).Round(time.Millisecond), d)
 	return g
 }
-
-func TestDetails(t *testing.T) {
-	g := boot(t)
-	d, err := g.agent.Details(within(t), &agentv1.DetailsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d.GetCpus() != 1 || d.GetMemoryBytes() < 100<<20 || d.GetMemoryBytes() > 256<<20 || !d.GetSeccomp() {
-		t.Errorf("details: %v", d)
-	}
-	// What the design promises of an idle agent.
-	if rss := d.GetAgentRssBytes(); rss == 0 || rss > 10<<20 {
-		t.Errorf("the agent takes %d KiB", rss>>10)
-	}
-}
