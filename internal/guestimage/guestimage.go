@@ -32,7 +32,8 @@ import (
 	"time"
 )
 
-// formatVersion changes when the same sources make another image.
+// formatVersion changes when the same sources make another kernel or initrd in
+// the cache, for another reason than the list of wanted modules.
 const formatVersion = "1"
 
 // ErrNoKernel is wrapped by the error of Ensure when no kernel can be had.
@@ -128,7 +129,7 @@ func (b *Builder) Ensure(ctx context.Context) (Image, error) {
 
 // memoID names the memo of this configuration.
 func (b *Builder) memoID() string {
-	return hash([]byte(formatVersion), []byte(b.Agent), []byte(b.Kernel), []byte(b.Modules))
+	return hash([]byte(formatVersion), fmt.Append(nil, wanted), []byte(b.Agent), []byte(b.Kernel), []byte(b.Modules))
 }
 
 func (b *Builder) progress(format string, args ...any) {

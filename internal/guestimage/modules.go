@@ -49,7 +49,6 @@ var wanted = []struct {
 	{phaseLazy, "virtiofs", false},
 	{phaseLazy, "fuse", false},
 	{phaseLazy, "ext4", false},
-	{phaseLazy, "xfs", false},
 	{phaseLazy, "erofs", false},
 	{phaseLazy, "squashfs", false},
 	{phaseLazy, "loop", false},

@@ -1,7 +1,34 @@
 package guestimage
 
-// KernelParams returns the part of the kernel's command line that makes the
-// guest start fast and quietly; tcg says that the guest is emulated.
-func KernelParams(k Kernel, tcg bool) string {
-	return "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable"
+// KernelParams returns the start of the kernel's command line: what makes the
+// guest boot fast, keep time and end when it must. tcg says that the guest is
+// emulated.
+//
+// The figures are of Debian's 6.1 kernel on q35 under TCG, from the start of
+// QEMU to /init, median of several boots: 2.1 s with the first four words alone,
+// 1.8 s with all. Tried and left out, because they made no difference that
+// could be told from noise: lsm=, audit=0, pci=noaer, 8250.nr_uarts=1,
+// i8042.*, nowatchdog, lpj=, random.trust_cpu=on, noreplace-smp,
+// swiotlb=noforce, ipv6.disable=1, cgroup_disable=. rcupdate.rcu_expedited=1
+// did not make mounts, cgroups or namespaces faster. rodata=off saves some
+// 70 ms, which is not worth a writable kernel.
+func KernelParams(_ Kernel, tcg bool) string {
+	// A guest that panics or reboots ends: the VMM runs with -no-reboot. No
+	// message of the boot is printed, each byte of which leaves the guest.
+	params := "console=ttyS0 quiet panic=-1 reboot=t"
+	// The self-tests of ciphers take 250 ms.
+	params += " cryptomgr.notests"
+	if !tcg {
+		return params
+	}
+	// Two emulated CPUs disagree on their time stamp counters by more than
+	// the watchdog allows; then the clock is the HPET, and to read it takes
+	// 3.8 µs instead of 0.2.
+	params += " tsc=reliable"
+	// The check counts timer interrupts in a fixed number of loops, and
+	// fails on a busy host.
+	params += " no_timer_check"
+	// Nothing runs speculatively in an emulator: 60 ms less to patch, and
+	// fewer instructions in every system call.
+	return params + " mitigations=off"
 }
