@@ -89,7 +89,17 @@ func openArchive(ctx context.Context, file, tmp string) (*os.File, error) {
 		return nil, err
 	}
 	_ = os.Remove(out.Name())
-	if _, err := io.Copy(out, &limitReader{ctx: ctx, r: r, left: Limits{}.withDefaults().Bytes}); err != nil {
+	stop := context.AfterFunc(ctx, func() { _ = f.Close() }) // ends the copy
+	defer stop()
+	limit := Limits{}.WithDefaults().Bytes
+	n, err := io.Copy(out, io.LimitReader(r, limit+1))
+	switch {
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case err == nil && n > limit:
+		err = fmt.Errorf("more than %d bytes", limit)
+	}
+	if err != nil {
 		_ = out.Close()
 		return nil, fmt.Errorf("decompress %s: %w", file, err)
 	}

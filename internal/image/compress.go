@@ -49,7 +49,7 @@ var digestForm = regexp.MustCompile(`^sha256:([0-9a-f]{64})$`)
 func digestHex(digest string) (string, error) {
 	m := digestForm.FindStringSubmatch(digest)
 	if m == nil {
-		return "", fmt.Errorf("digest %q is not of the form sha256:HEX", shorten(digest))
+		return "", fmt.Errorf("digest %.100q is not of the form sha256:HEX", digest)
 	}
 	return m[1], nil
 }

@@ -12,7 +12,6 @@
 //
 // A layer is named by the digest of its uncompressed tar stream (its diff ID),
 // which is checked while it is unpacked; so is the chain above it, manifest to
-// configuration to layers. What a layer contains is not trusted: every path in
-// it is resolved inside the layer's directory by openat2, as in a chroot.
-// Nothing is visible under its final name before it is complete and synced.
+// configuration to layers. What a layer contains is not trusted; package layer
+// deals with that. Nothing is visible under its final name before it is complete and synced.
 package image

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/seed-efd44b36/kata/internal/image/layer"
 	"golang.org/x/sys/unix"
 )
 
@@ -223,32 +224,32 @@ func (s *Store) ensureLayer(ctx context.Context, l *Layer, chain string, lowers 
 }
 
 // fetchLayer unpacks the blob into tmp/fs and compares its digest.
-func (s *Store) fetchLayer(ctx context.Context, tmp, diffID string, lowers []string, b blob, p Progress, report func(Progress)) (unpacked, error) {
+func (s *Store) fetchLayer(ctx context.Context, tmp, diffID string, lowers []string, b blob, p Progress, report func(Progress)) (layer.Info, error) {
 	dir := filepath.Join(tmp, "fs")
 	if err := os.Mkdir(dir, 0o755); err != nil {
-		return unpacked{}, fmt.Errorf("make layer directory: %w", err)
+		return layer.Info{}, fmt.Errorf("make layer directory: %w", err)
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
-		return unpacked{}, fmt.Errorf("make layer directory: %w", err)
+		return layer.Info{}, fmt.Errorf("make layer directory: %w", err)
 	}
 	rc, err := b.open()
 	if err != nil {
-		return unpacked{}, err
+		return layer.Info{}, err
 	}
 	defer func() { _ = rc.Close() }()
 	counted := &progressReader{r: rc, p: p, report: report}
 	plain, _, err := decompress(counted)
 	if err != nil {
-		return unpacked{}, err
+		return layer.Info{}, err
 	}
 	defer func() { _ = plain.Close() }()
 	hash := sha256.New()
-	done, err := unpack(ctx, dir, io.TeeReader(plain, hash), lowers, s.Limits)
+	done, err := layer.Unpack(ctx, dir, io.TeeReader(plain, hash), lowers, s.Limits)
 	if err != nil {
-		return unpacked{}, err
+		return layer.Info{}, err
 	}
 	if got := "sha256:" + hex.EncodeToString(hash.Sum(nil)); got != diffID {
-		return unpacked{}, fmt.Errorf("content has digest %s instead of %s: the image is damaged or was tampered with", got, diffID)
+		return layer.Info{}, fmt.Errorf("content has digest %s instead of %s: the image is damaged or was tampered with", got, diffID)
 	}
 	if done.Dropped > 0 && s.Log != nil {
 		s.Log.Warn("layer has extended attributes that are not kept", "layer", diffID, "count", done.Dropped)
@@ -258,7 +259,7 @@ func (s *Store) fetchLayer(ctx context.Context, tmp, diffID string, lowers []str
 }
 
 // commitLayer gives an unpacked layer its name.
-func (s *Store) commitLayer(tmp string, l *Layer, done unpacked) error {
+func (s *Store) commitLayer(tmp string, l *Layer, done layer.Info) error {
 	rec, err := json.Marshal(layerRecord{DiffID: l.DiffID, Bytes: done.Bytes, Entries: done.Entries, Implied: done.Implied})
 	if err != nil {
 		return fmt.Errorf("encode layer record: %w", err)

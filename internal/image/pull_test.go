@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -26,6 +27,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-efd44b36/kata/internal/image/layer/layertest"
 )
 
 func openStore(t testing.TB) *Store {
@@ -67,10 +70,10 @@ func build(t testing.TB, layers ...[]byte) v1.Image {
 
 func twoLayers(t testing.TB) v1.Image {
 	return build(t,
-		tarOf(t, entry(tar.TypeDir, "etc"), entry(tar.TypeReg, "etc/passwd"), entry(tar.TypeReg, "etc/gone"),
-			entry(tar.TypeDir, "old"), entry(tar.TypeReg, "old/a"), entry(tar.TypeSymlink, "pw", link("/etc/passwd"))),
-		tarOf(t, entry(tar.TypeDir, "etc"), entry(tar.TypeReg, "etc/.wh.gone"), entry(tar.TypeReg, "etc/group"),
-			entry(tar.TypeDir, "old"), entry(tar.TypeReg, "old/.wh..wh..opq"), entry(tar.TypeReg, "old/b")))
+		layertest.Tar(t, layertest.Entry(tar.TypeDir, "etc"), layertest.Entry(tar.TypeReg, "etc/passwd"), layertest.Entry(tar.TypeReg, "etc/gone"),
+			layertest.Entry(tar.TypeDir, "old"), layertest.Entry(tar.TypeReg, "old/a"), layertest.Entry(tar.TypeSymlink, "pw", layertest.Link("/etc/passwd"))),
+		layertest.Tar(t, layertest.Entry(tar.TypeDir, "etc"), layertest.Entry(tar.TypeReg, "etc/.wh.gone"), layertest.Entry(tar.TypeReg, "etc/group"),
+			layertest.Entry(tar.TypeDir, "old"), layertest.Entry(tar.TypeReg, "old/.wh..wh..opq"), layertest.Entry(tar.TypeReg, "old/b")))
 }
 
 func amd64() PullOptions { return PullOptions{Arch: "amd64"} }
@@ -150,7 +153,7 @@ func pack(t testing.TB, dir string, compressed bool) string {
 }
 
 func TestPullFromEverywhere(t *testing.T) {
-	needRoot(t)
+	layertest.NeedRoot(t)
 	img := twoLayers(t)
 	dir := writeLayout(t, img, "v1")
 	multi := writeLayout(t, img, "v1", "v2")
@@ -270,7 +273,7 @@ func checkMount(t *testing.T, s *Store, img Image) {
 }
 
 func TestPullDamaged(t *testing.T) {
-	needRoot(t)
+	layertest.NeedRoot(t)
 	img := twoLayers(t)
 	damage := func(change func(t *testing.T, dir string, m *v1.Manifest)) string {
 		dir := writeLayout(t, img, "v1")
@@ -294,7 +297,7 @@ func TestPullDamaged(t *testing.T) {
 		wantErr string
 	}{
 		{"other content", func(t *testing.T, dir string, m *v1.Manifest) {
-			overwrite(t, blobOf(dir, m.Layers[1].Digest), tarOf(t, entry(tar.TypeReg, "evil")))
+			overwrite(t, blobOf(dir, m.Layers[1].Digest), layertest.Tar(t, layertest.Entry(tar.TypeReg, "evil")))
 		}, "tampered"},
 		{"truncated layer", func(t *testing.T, dir string, m *v1.Manifest) {
 			data, err := os.ReadFile(blobOf(dir, m.Layers[1].Digest))
@@ -353,7 +356,7 @@ func checkEmpty(t *testing.T, s *Store) {
 }
 
 func TestPullErrors(t *testing.T) {
-	needRoot(t)
+	layertest.NeedRoot(t)
 	ref := serve(t, twoLayers(t))
 	multi := writeLayout(t, twoLayers(t), "v1", "v2")
 	for _, tt := range []struct{ ref, wantErr string }{
@@ -381,7 +384,7 @@ func TestPullErrors(t *testing.T) {
 }
 
 func TestPullAtOnce(t *testing.T) {
-	needRoot(t)
+	layertest.NeedRoot(t)
 	ref := serve(t, twoLayers(t))
 	s := openStore(t)
 	var g errgroup.Group
@@ -402,7 +405,7 @@ func TestPullAtOnce(t *testing.T) {
 }
 
 func TestGC(t *testing.T) {
-	needRoot(t)
+	layertest.NeedRoot(t)
 	s := openStore(t)
 	img, err := s.Pull(t.Context(), serve(t, twoLayers(t)), amd64())
 	if err != nil {
@@ -450,11 +453,11 @@ func TestGC(t *testing.T) {
 // TestImpliedLayer has the same layer above two different ones, of which it
 // takes the mode of a directory.
 func TestImpliedLayer(t *testing.T) {
-	needRoot(t)
+	layertest.NeedRoot(t)
 	s := openStore(t)
-	upper := tarOf(t, entry(tar.TypeReg, "d/f"))
+	upper := layertest.Tar(t, layertest.Entry(tar.TypeReg, "d/f"))
 	for _, perm := range []int64{0o711, 0o1777} {
-		lower := tarOf(t, entry(tar.TypeDir, "d", mode(perm)))
+		lower := layertest.Tar(t, layertest.Entry(tar.TypeDir, "d", layertest.Mode(perm)))
 		img, err := s.Pull(t.Context(), writeLayout(t, build(t, lower, upper), "v1"), amd64())
 		if err != nil {
 			t.Fatal(err)
@@ -474,7 +477,7 @@ func TestImpliedLayer(t *testing.T) {
 
 // TestManyLayers mounts as many layers as an image may have.
 func TestManyLayers(t *testing.T) {
-	needRoot(t)
+	layertest.NeedRoot(t)
 	s := NewStore(filepath.Join(t.TempDir(), `with:colon,comma and\backslash`))
 	img := Image{Name: "many"}
 	for i := range maxLayers {
@@ -491,7 +494,7 @@ func TestManyLayers(t *testing.T) {
 }
 
 func TestEmptyImage(t *testing.T) {
-	needRoot(t)
+	layertest.NeedRoot(t)
 	s := openStore(t)
 	img, err := s.Pull(t.Context(), writeLayout(t, build(t), "v1"), amd64())
 	if err != nil {
@@ -525,13 +528,13 @@ func TestParseReference(t *testing.T) {
 }
 
 func TestCopyDir(t *testing.T) {
-	needRoot(t)
+	layertest.NeedRoot(t)
 	s := openStore(t)
 	img, err := s.Pull(t.Context(), writeLayout(t, build(t,
-		tarOf(t, entry(tar.TypeDir, "v", mode(0o710), owner(5, 6)), entry(tar.TypeReg, "v/gone"), entry(tar.TypeReg, "v/low"),
-			entry(tar.TypeDir, "v/d"), entry(tar.TypeReg, "v/d/hidden"), entry(tar.TypeSymlink, "link", link("v"))),
-		tarOf(t, entry(tar.TypeDir, "v", mode(0o710), owner(5, 6)), entry(tar.TypeReg, "v/.wh.gone"), entry(tar.TypeReg, "v/high", mode(0o4755), owner(7, 8)),
-			entry(tar.TypeDir, "v/d"), entry(tar.TypeReg, "v/d/.wh..wh..opq"), entry(tar.TypeSymlink, "v/d/s", link("/etc")), entry(tar.TypeFifo, "v/d/p")),
+		layertest.Tar(t, layertest.Entry(tar.TypeDir, "v", layertest.Mode(0o710), layertest.Owner(5, 6)), layertest.Entry(tar.TypeReg, "v/gone"), layertest.Entry(tar.TypeReg, "v/low"),
+			layertest.Entry(tar.TypeDir, "v/d"), layertest.Entry(tar.TypeReg, "v/d/hidden"), layertest.Entry(tar.TypeSymlink, "link", layertest.Link("v"))),
+		layertest.Tar(t, layertest.Entry(tar.TypeDir, "v", layertest.Mode(0o710), layertest.Owner(5, 6)), layertest.Entry(tar.TypeReg, "v/.wh.gone"), layertest.Entry(tar.TypeReg, "v/high", layertest.Mode(0o4755), layertest.Owner(7, 8)),
+			layertest.Entry(tar.TypeDir, "v/d"), layertest.Entry(tar.TypeReg, "v/d/.wh..wh..opq"), layertest.Entry(tar.TypeSymlink, "v/d/s", layertest.Link("/etc")), layertest.Entry(tar.TypeFifo, "v/d/p")),
 	), "v1"), amd64())
 	if err != nil {
 		t.Fatal(err)
@@ -546,8 +549,8 @@ func TestCopyDir(t *testing.T) {
 	var found []string
 	err = filepath.WalkDir(dst, func(p string, _ os.DirEntry, err error) error {
 		st := lstat(t, p)
-		if got := modTime(&st); !got.Equal(when) {
-			t.Errorf("%s: time %v, want %v", p, got, when)
+		if got := time.Unix(st.Mtim.Unix()); !got.Equal(layertest.When()) {
+			t.Errorf("%s: time %v, want %v", p, got, layertest.When())
 		}
 		found = append(found, fmt.Sprintf("%s %o %d:%d", strings.TrimPrefix(p, dst), st.Mode, st.Uid, st.Gid))
 		return err
@@ -561,4 +564,13 @@ func TestCopyDir(t *testing.T) {
 			t.Errorf("copy %s: no error", name)
 		}
 	}
+}
+
+func lstat(t testing.TB, p string) unix.Stat_t {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Lstat(p, &st); err != nil {
+		t.Fatalf("lstat %s: %v", p, err)
+	}
+	return st
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/seed-efd44b36/kata/internal/image/layer"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,6 +55,12 @@ type Layer struct {
 	// Bytes of file content.
 	Bytes int64 `json:"bytes"`
 }
+
+// Limits bound what one layer may use. The zero value is good.
+type Limits = layer.Limits
+
+// Tree shows the files of an image or of a directory; see [Store.Tree].
+type Tree = layer.Tree
 
 // Store keeps images below one directory, which is only root's to read. Any
 // number of processes may use it at once.

@@ -1,4 +1,4 @@
-package image
+package layer
 
 import (
 	"archive/tar"
@@ -34,7 +34,8 @@ type Limits struct {
 	NameBytes int64
 }
 
-func (l Limits) withDefaults() Limits {
+// WithDefaults returns l with what is zero filled in.
+func (l Limits) WithDefaults() Limits {
 	if l.Bytes == 0 {
 		l.Bytes = 128 << 30
 	}
@@ -47,9 +48,11 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// unpacked is what is to be known of an unpacked layer.
-type unpacked struct {
-	Bytes   int64
+// Info is what is to be known of an unpacked layer.
+type Info struct {
+	// Bytes of file content.
+	Bytes int64
+	// Entries of the tar stream.
 	Entries int
 	// Implied says that the tar stream names files in directories that it
 	// does not name; those were made like the ones of the layers below, so
@@ -67,7 +70,7 @@ type unpacker struct {
 	merged Tree // dir and the layers below it
 	limits Limits
 	buf    []byte
-	done   unpacked
+	done   Info
 
 	nameBytes int64
 	dirTimes  []dirTime
@@ -83,20 +86,20 @@ type dirTime struct {
 	time time.Time
 }
 
-// unpack reads a tar stream into the empty directory dir, in the form that
+// Unpack reads a tar stream into the empty directory dir, in the form that
 // overlayfs wants of a lower layer: a removed file is a character device 0:0,
 // a replaced directory has the "opaque" attribute. lowers are the layers below,
 // the topmost first.
-func unpack(ctx context.Context, dir string, r io.Reader, lowers []string, limits Limits) (unpacked, error) {
+func Unpack(ctx context.Context, dir string, r io.Reader, lowers []string, limits Limits) (Info, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return unpacked{}, fmt.Errorf("open %s: %w", dir, err)
+		return Info{}, fmt.Errorf("open %s: %w", dir, err)
 	}
 	u := &unpacker{
 		dir:    dir,
 		root:   os.NewFile(uintptr(fd), dir),
 		merged: Tree{Dirs: append([]string{dir}, lowers...)},
-		limits: limits.withDefaults(),
+		limits: limits.WithDefaults(),
 		buf:    make([]byte, 256<<10),
 	}
 	defer func() { _ = u.root.Close() }()
@@ -110,18 +113,18 @@ func unpack(ctx context.Context, dir string, r io.Reader, lowers []string, limit
 			break
 		}
 		if err != nil {
-			return unpacked{}, fmt.Errorf("read layer: %w", err)
+			return Info{}, fmt.Errorf("read layer: %w", err)
 		}
 		if err := u.entry(h, tr); err != nil {
-			return unpacked{}, fmt.Errorf("unpack %q: %w", shorten(h.Name), err)
+			return Info{}, fmt.Errorf("unpack %q: %w", shorten(h.Name), err)
 		}
 	}
 	// The digest covers what may follow the end of the archive.
 	if _, err := io.CopyBuffer(io.Discard, limited, u.buf); err != nil {
-		return unpacked{}, fmt.Errorf("read layer: %w", err)
+		return Info{}, fmt.Errorf("read layer: %w", err)
 	}
 	if err := u.setDirTimes(); err != nil {
-		return unpacked{}, err
+		return Info{}, err
 	}
 	return u.done, nil
 }

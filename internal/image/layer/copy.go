@@ -1,4 +1,4 @@
-package image
+package layer
 
 import (
 	"errors"
@@ -31,7 +31,7 @@ func (t Tree) CopyDir(name, dst string) error {
 	}
 	parent := os.NewFile(uintptr(fd), filepath.Dir(dst))
 	defer func() { _ = parent.Close() }()
-	u := &unpacker{merged: t, limits: Limits{}.withDefaults(), buf: make([]byte, 256<<10)}
+	u := &unpacker{merged: t, limits: Limits{}.WithDefaults(), buf: make([]byte, 256<<10)}
 	if err := u.copyTree(n, parent, filepath.Base(dst)); err != nil {
 		return fail(err)
 	}
