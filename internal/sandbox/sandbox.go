@@ -203,7 +203,7 @@ func (s *Sandbox) orDead(err error) error {
 			return errLinkLost
 		}
 	}
-	if s.open.Err() != nil {
+	if s.isDead() || s.open.Err() != nil { // open ends a moment after life
 		return s.deadError()
 	}
 	return err
