@@ -21,7 +21,7 @@ type Container struct {
 	id     string
 	jailer *Jailer
 	cgroup *cgroup.Group
-	linux  *specs.Linux // of its spec; never changed
+	spec   *specs.Spec // never changed
 	init   *Process
 	// pidfd of the init process, by which others enter the namespaces: it is never
 	// mistaken for another process.
@@ -49,7 +49,7 @@ func (j *Jailer) create(ctx context.Context, c Config) (*Container, error) {
 	if err != nil {
 		return nil, err
 	}
-	container := &Container{id: c.ID, jailer: j, cgroup: c.Cgroup, linux: c.Spec.Linux}
+	container := &Container{id: c.ID, jailer: j, cgroup: c.Cgroup, spec: c.Spec}
 	container.enter = plan.Unshare | clone
 	b := birth{clone: clone}
 	var join []*os.File
@@ -110,7 +110,8 @@ type ExecConfig struct {
 }
 
 // Exec prepares a further process in the running container. It waits for
-// Process.Start. The filter of system calls is the container's.
+// Process.Start. The filter of system calls and the personality are the
+// container's, and so is oom_score_adj if the process has none.
 func (c *Container) Exec(ctx context.Context, e ExecConfig) (*Process, error) {
 	p, err := c.exec(ctx, e)
 	if kind := (kindError{}); err != nil && !errors.As(err, &kind) {
@@ -128,10 +129,14 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (*Process, error) {
 	}
 	var bad problems
 	linux := &specs.Linux{}
-	if c.linux != nil {
-		linux.Seccomp, linux.Personality = c.linux.Seccomp, c.linux.Personality
+	if l := c.spec.Linux; l != nil {
+		linux.Seccomp, linux.Personality = l.Seccomp, l.Personality
 	}
-	plan := &inside.Plan{Container: c.id, Process: newProcess(&bad, e.Process, linux)}
+	process := *e.Process
+	if process.OOMScoreAdj == nil {
+		process.OOMScoreAdj = c.spec.Process.OOMScoreAdj
+	}
+	plan := &inside.Plan{Container: c.id, Process: newProcess(&bad, &process, linux)}
 	if e.Process.SelinuxLabel != "" {
 		bad.unsupported("process.selinuxLabel", "SELinux")
 	}

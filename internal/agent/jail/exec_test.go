@@ -16,7 +16,7 @@ import (
 )
 
 // startSleeper runs a container that does nothing.
-func startSleeper(t *testing.T, edit func(*Config)) *Container {
+func startSleeper(t testing.TB, edit func(*Config)) *Container {
 	t.Helper()
 	needRoot(t)
 	conf := Config{ID: "sleeper", Spec: newSpec(newRootfs(t), "sleep", "1000")}

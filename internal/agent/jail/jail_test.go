@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 }
 
 // needRoot skips a test that sets up containers where that is not possible.
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -49,7 +49,7 @@ func needRoot(t *testing.T) {
 
 // run runs a program outside of any container. The reaper would steal its end
 // from os/exec.
-func run(t *testing.T, name string, args ...string) (output string, code int) {
+func run(t testing.TB, name string, args ...string) (output string, code int) {
 	t.Helper()
 	program, err := exec.LookPath(name)
 	if err != nil {
@@ -82,7 +82,7 @@ func run(t *testing.T, name string, args ...string) (output string, code int) {
 }
 
 // newRootfs makes a root file system with busybox.
-func newRootfs(t *testing.T) string {
+func newRootfs(t testing.TB) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "rootfs")
 	for _, d := range []string{"bin", "dev", "etc", "home/user", "lib64", "proc", "root", "sys", "tmp", "var"} {
@@ -117,7 +117,7 @@ func newRootfs(t *testing.T) string {
 	return dir
 }
 
-func copyTo(t *testing.T, from, to string) {
+func copyTo(t testing.TB, from, to string) {
 	t.Helper()
 	data, err := os.ReadFile(from)
 	if err != nil {
@@ -186,7 +186,7 @@ type result struct {
 }
 
 // jailer has no spare processes.
-func jailer(t *testing.T) *Jailer {
+func jailer(t testing.TB) *Jailer {
 	t.Helper()
 	j := New(Options{Reaper: reaper})
 	t.Cleanup(j.Close)
@@ -194,7 +194,7 @@ func jailer(t *testing.T) *Jailer {
 }
 
 // output is a pipe that collects what comes.
-func output(t *testing.T) (w *os.File, text func() string) {
+func output(t testing.TB) (w *os.File, text func() string) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -206,7 +206,7 @@ func output(t *testing.T) (w *os.File, text func() string) {
 	return w, func() string { wg.Wait(); return buf.String() }
 }
 
-func deadline(t *testing.T) context.Context {
+func deadline(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)

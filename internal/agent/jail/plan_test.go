@@ -135,9 +135,9 @@ func TestMountOptions(t *testing.T) {
 func TestSysctlNames(t *testing.T) {
 	var bad problems
 	got := newSysctls(&bad, map[string]string{
-		"net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.1/x": "2", "net.ipv4.conf.eth0/1.x": "3", "kernel.x": "4",
+		"net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.1/x": "2", "net.ipv4.conf.eth0/2.x": "3", "kernel.x": "4",
 	})
-	want := [][2]string{{"kernel/x", "4"}, {"net/ipv4/conf/eth0.1/x", "2"}, {"net/ipv4/conf/eth0.1/x", "3"}, {"net/ipv4/ip_forward", "1"}}
+	want := [][2]string{{"kernel/x", "4"}, {"net/ipv4/conf/eth0.1/x", "2"}, {"net/ipv4/conf/eth0.2/x", "3"}, {"net/ipv4/ip_forward", "1"}}
 	if d := cmp.Diff(want, got); d != "" || len(bad) > 0 {
 		t.Errorf("(-want +got)\n%s\n%v", d, bad)
 	}

@@ -16,17 +16,19 @@ import (
 // newProcess translates how a program is run.
 func newProcess(bad *problems, s *specs.Process, linux *specs.Linux) inside.Process {
 	p := inside.Process{
-		Args:        s.Args,
-		Env:         s.Env,
-		Cwd:         s.Cwd,
-		Terminal:    s.Terminal,
-		UID:         s.User.UID,
-		GID:         s.User.GID,
-		Groups:      s.User.AdditionalGids,
-		Umask:       0o022,
-		NoNewPrivs:  s.NoNewPrivileges,
-		OOMScoreAdj: s.OOMScoreAdj,
-		AppArmor:    s.ApparmorProfile,
+		Args:       s.Args,
+		Env:        s.Env,
+		Cwd:        s.Cwd,
+		Terminal:   s.Terminal,
+		UID:        s.User.UID,
+		GID:        s.User.GID,
+		Groups:     s.User.AdditionalGids,
+		Umask:      0o022,
+		NoNewPrivs: s.NoNewPrivileges,
+		AppArmor:   s.ApparmorProfile,
+	}
+	if s.OOMScoreAdj != nil {
+		p.OOMScoreAdj = *s.OOMScoreAdj
 	}
 	if len(s.Args) == 0 {
 		bad.add("process.args", "missing")

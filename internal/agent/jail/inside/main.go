@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 
 	"github.com/seed-efd44b36/kata/internal/safepath"
 	"golang.org/x/sys/unix"
@@ -81,10 +82,9 @@ func run(c control, p *Plan, files []*os.File) error {
 			return fmt.Errorf("set the time offsets: %w", err)
 		}
 	}
-	if adj := p.Process.OOMScoreAdj; adj != nil {
-		if err := proc.Write(proc.Self("oom_score_adj"), fmt.Sprint(*adj)); err != nil {
-			return fmt.Errorf("set oom_score_adj to %d: %w", *adj, err)
-		}
+	// In any case: the agent's own may be one that spares it.
+	if err := proc.Write(proc.Self("oom_score_adj"), strconv.Itoa(p.Process.OOMScoreAdj)); err != nil {
+		return fmt.Errorf("set oom_score_adj to %d: %w", p.Process.OOMScoreAdj, err)
 	}
 
 	var terminal *pty

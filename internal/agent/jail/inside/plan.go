@@ -95,7 +95,7 @@ type Process struct {
 
 	NoNewPrivs  bool
 	Rlimits     []Rlimit
-	OOMScoreAdj *int
+	OOMScoreAdj int
 	Scheduler   *unix.SchedAttr
 	// IOPriority is the argument of ioprio_set.
 	IOPriority  *int

@@ -135,13 +135,11 @@ func (r *root) enter(readOnly bool, propagation uintptr) error {
 	if err := unix.Chdir("/"); err != nil {
 		return fmt.Errorf("change directory to the new root: %w", err)
 	}
-	recursive := propagation&unix.MS_REC != 0
 	if propagation == unix.MS_SLAVE|unix.MS_REC || propagation == unix.MS_PRIVATE|unix.MS_REC {
 		// Private is what the root is already; mounts below may want to differ.
 		return nil
 	}
-	attr := unix.MountAttr{Propagation: uint64(propagation &^ unix.MS_REC)}
-	if err := setAttributes(r.fd, recursive, attr); err != nil {
+	if err := unix.Mount("", "/", "", propagation, ""); err != nil {
 		return fmt.Errorf("set the root's propagation: %w", err)
 	}
 	return nil

@@ -193,7 +193,7 @@ func TestComparisons(t *testing.T) {
 					}},
 				})
 				for _, v := range values {
-					want := uint32(eperm)
+					want := eperm
 					if f(v, a, b) {
 						want = allow
 					}

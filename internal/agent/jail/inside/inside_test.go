@@ -1,0 +1,59 @@
+package inside
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestHomeOf(t *testing.T) {
+	const passwd = "root:x:0:0:root:/root:/bin/sh\n# comment\nbad:x:y:0::/bad:\nuser:x:1000:1000::/home/user:/bin/sh\nagain:x:1000:1::/other:\nshort:x:5\nlast:x:7:7::/last:/bin/sh"
+	for uid, want := range map[uint32]string{0: "/root", 1000: "/home/user", 5: "", 7: "/last", 9: ""} {
+		if got := homeOf([]byte(passwd), uid); got != want {
+			t.Errorf("uid %d: got %q, want %q", uid, got, want)
+		}
+	}
+}
+
+func FuzzHomeOf(f *testing.F) {
+	f.Add([]byte("root:x:0:0:root:/root:/bin/sh\n"), uint32(0))
+	f.Add([]byte("::\n:::::::"), uint32(1))
+	f.Fuzz(func(t *testing.T, passwd []byte, uid uint32) {
+		home := homeOf(passwd, uid)
+		if bytes.ContainsAny([]byte(home), "\x00\n:") {
+			t.Errorf("got %q", home)
+		}
+	})
+}
+
+// FuzzReceive reads messages that may be anything, with and without descriptors.
+func FuzzReceive(f *testing.F) {
+	message := append(binary.BigEndian.AppendUint32(nil, 2), "{}"...)
+	f.Add(message, 4, []byte(nil), 0)
+	f.Add(message, 2, []byte{1, 2, 3}, unix.MSG_CTRUNC)
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff}, 4, []byte(nil), 0)
+	f.Fuzz(func(t *testing.T, data []byte, first int, oob []byte, flags int) {
+		if first < 0 || first > 4 || first > len(data) || len(oob) >= unix.SizeofCmsghdr {
+			return // descriptors that do not exist cannot arrive
+		}
+		head := make([]byte, 4)
+		copy(head, data[:first])
+		body, files, err := rest(bytes.NewReader(data[first:]), head, first, oob, flags)
+		if len(files) > 0 || err == nil && len(body) > len(data) {
+			t.Errorf("got %d bytes and %d files of %d bytes", len(body), len(files), len(data))
+		}
+		if first == 0 && err != io.EOF { //nolint:errorlint // as io.Reader's
+			t.Errorf("empty message: got %v, want EOF", err)
+		}
+	})
+}
+
+func TestVariable(t *testing.T) {
+	env := []string{"PATH=/a", "PATHX=/x", "PATH=/b", "odd"}
+	if got := variable(env, "PATH"); got != "/b" {
+		t.Errorf("got %q, want the last", got)
+	}
+}
