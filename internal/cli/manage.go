@@ -233,8 +233,8 @@ func (a *app) shutdown(ctx context.Context, r record) error {
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if _, err := c.Shutdown(ctx, &proxyv1.ShutdownRequest{}); err != nil {
-		return fmt.Errorf("end container %s: %w", r.Name, proxy.Explain(err))
+	if err := c.End(ctx); err != nil {
+		return fmt.Errorf("end container %s: %w", r.Name, err)
 	}
-	return waitGone(ctx, c, r)
+	return nil
 }

@@ -303,13 +303,8 @@ func (r *run) end() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	_, err := r.client.Shutdown(ctx, &proxyv1.ShutdownRequest{})
-	select {
-	case <-r.client.Gone(): // it is dead; whatever it left, gc knows
-		err = r.collect(ctx, r.record.ID)
-	default:
-		err = proxy.Explain(err)
-	}
+	// Should kata-proxy have died, what it left is removed here.
+	err := errors.Join(r.client.End(ctx), r.collect(ctx, r.record.ID))
 	_ = r.client.Close()
 	return err
 }

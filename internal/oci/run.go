@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 	"github.com/seed-efd44b36/kata/internal/attach"
@@ -50,12 +51,9 @@ func (a *app) run(ctx context.Context, id, bundle string, release func()) (err e
 		return err
 	}
 	defer func() {
-		_, serr := c.Shutdown(context.WithoutCancel(ctx), &proxyv1.ShutdownRequest{})
-		select {
-		case <-c.Gone(): // it died; the reason is in err
-		default:
-			err = errors.Join(err, proxy.Explain(serr))
-		}
+		endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		err = errors.Join(err, c.End(endCtx))
 		_ = c.Close()
 	}()
 	limits := resources.LimitsOf(sp.Linux.Resources)

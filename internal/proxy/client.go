@@ -150,6 +150,21 @@ func (c *Client) Disown() error {
 	return nil
 }
 
+// End ends the sandbox and returns when all of it has gone. A kata-proxy that
+// has died is no error: what it left is for cleanup.Collect.
+func (c *Client) End(ctx context.Context) error {
+	// The answer may be overtaken by the end of the connection.
+	if _, err := c.Shutdown(ctx, &proxyv1.ShutdownRequest{}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+		return Explain(err)
+	}
+	select {
+	case <-c.gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("end sandbox %s: %w", c.id, ctx.Err())
+	}
+}
+
 // Close ends the connection. A sandbox that this client owns ends.
 func (c *Client) Close() error {
 	err := c.rpc.Close()

@@ -16,16 +16,13 @@ import (
 // leakGrace is how long what was asked to end may take to vanish.
 const leakGrace = 15 * time.Second
 
-// ours are the programs whose processes count.
-var ours = []string{"kata", "kata-proxy", "kata-shim", "kata-runtime", "qemu-system-x86_64", "virtiofsd"}
-
 // Snapshot is what could leak: one line a thing.
 type Snapshot map[string]bool
 
 // Snap looks at processes, mounts, network, cgroups and files of the host.
 func (e *Env) Snap() (Snapshot, error) {
 	s := Snapshot{}
-	for _, look := range []func(Snapshot) error{snapProcesses, snapMounts, snapNetwork, snapCgroups, e.snapFiles} {
+	for _, look := range []func(Snapshot) error{e.snapProcesses, snapMounts, snapNetwork, snapCgroups, e.snapFiles} {
 		if err := look(s); err != nil {
 			return nil, fmt.Errorf("leak check: %w", err)
 		}
@@ -56,21 +53,24 @@ func (e *Env) Leaks(before Snapshot) ([]string, error) {
 	}
 }
 
-func snapProcesses(s Snapshot) error {
+// snapProcesses finds the processes of this installation: they have its
+// configuration in their environment, or are in its cgroup.
+func (e *Env) snapProcesses(s Snapshot) error {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return err
 	}
+	marks := [][]byte{[]byte("KATA_CONF_FILE=" + e.Config + "\x00"), []byte("/" + filepath.Base(filepath.Dir(e.State)) + "/")}
 	for _, d := range dirs {
-		comm, err := os.ReadFile(filepath.Join(d, "comm"))
-		if err != nil {
-			continue // it has ended
+		if d == fmt.Sprintf("/proc/%d", os.Getpid()) {
+			continue
 		}
-		name := strings.TrimSpace(string(comm))
-		// comm is cut to 15 characters.
-		if slices.ContainsFunc(ours, func(o string) bool { return name == o[:min(len(o), 15)] }) {
+		// A process that has ended meanwhile gives nothing.
+		environ, _ := os.ReadFile(filepath.Join(d, "environ"))
+		cgroup, _ := os.ReadFile(filepath.Join(d, "cgroup"))
+		if bytes.Contains(environ, marks[0]) || bytes.Contains(cgroup, marks[1]) {
 			args, _ := os.ReadFile(filepath.Join(d, "cmdline"))
-			s[fmt.Sprintf("process %s %s: %.200q", filepath.Base(d), name, bytes.ReplaceAll(args, []byte{0}, []byte{' '}))] = true
+			s[fmt.Sprintf("process %s: %.200q", filepath.Base(d), bytes.ReplaceAll(args, []byte{0}, []byte{' '}))] = true
 		}
 	}
 	return nil
