@@ -138,7 +138,7 @@ func TestOneThingMissing(t *testing.T) {
 		{"no kernel", nil, func(o *Options) {
 			o.Kernel = func(context.Context) (Kernel, error) { return Kernel{}, errors.New("no kernel anywhere") }
 		}, "kernel", Error, "no kernel anywhere"},
-		{"no virtiofsd", map[string]string{"/usr/libexec/virtiofsd": "-"}, nil, "virtiofsd", OK, "not needed"},
+		{"no virtiofsd", map[string]string{"/usr/libexec/virtiofsd": "-"}, nil, "virtiofsd", Warning, "9p"},
 		{"no virtiofsd but demanded", map[string]string{"/usr/libexec/virtiofsd": "-"}, func(o *Options) { o.Config.Hypervisor.SharedFS = "virtio-fs" }, "virtiofsd", Error, "/usr/lib/qemu/virtiofsd"},
 		{"no portmap", map[string]string{"/usr/lib/cni/portmap": "-"}, nil, "cni", Warning, "no plugin portmap"},
 		{"no iptables", map[string]string{"/usr/sbin/iptables": "-"}, nil, "cni", Warning, "iptables"},

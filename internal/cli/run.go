@@ -208,8 +208,12 @@ func (r *run) boot(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	resources, err := json.Marshal(r.plan.Spec.Linux.Resources)
+	if err != nil {
+		return fmt.Errorf("encode resources: %w", err)
+	}
 	req := &proxyv1.BootRequest{
-		Hostname: r.plan.Hostname, MemoryLimitBytes: r.plan.MemoryLimit, CpuLimit: r.plan.CPULimit,
+		Hostname: r.plan.Hostname, Resources: resources,
 		Sysctls: r.plan.Sysctls, ShmBytes: r.plan.ShmBytes, EndWithFirstContainer: r.fl.Detach,
 	}
 	if r.fl.Remove {

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -11,7 +12,6 @@ import (
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 	"github.com/seed-efd44b36/kata/internal/attach"
 	"github.com/seed-efd44b36/kata/internal/proxy"
-	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"github.com/spf13/cobra"
@@ -56,10 +56,11 @@ func (a *app) run(ctx context.Context, id, bundle string, release func()) (err e
 		err = errors.Join(err, c.End(endCtx))
 		_ = c.Close()
 	}()
-	limits := resources.LimitsOf(sp.Linux.Resources)
-	if _, err := c.Boot(ctx, &proxyv1.BootRequest{
-		Hostname: sp.Hostname, Netns: plan.NetNS, MemoryLimitBytes: limits.MemoryBytes, CpuLimit: limits.CPUs,
-	}); err != nil {
+	resources, err := json.Marshal(sp.Linux.Resources)
+	if err != nil {
+		return fmt.Errorf("encode resources: %w", err)
+	}
+	if _, err := c.Boot(ctx, &proxyv1.BootRequest{Hostname: sp.Hostname, Netns: plan.NetNS, Resources: resources}); err != nil {
 		return proxy.Explain(err)
 	}
 	tty := sp.Process.Terminal

@@ -190,11 +190,15 @@ func (s *server) Boot(ctx context.Context, r *proxyv1.BootRequest) (*proxyv1.Boo
 		}
 		netns, resp.Addresses, resp.Nameservers, resp.Search = res.NetNS, res.Addresses, res.Nameservers, res.Search
 	}
-	err := s.sb.Boot(ctx, sandbox.BootOptions{
-		Hostname: r.GetHostname(), NetNS: netns, MemoryLimit: r.GetMemoryLimitBytes(), CPULimit: r.GetCpuLimit(),
-		Sysctls: r.GetSysctls(), ShmBytes: r.GetShmBytes(),
-	})
-	if err != nil {
+	var res specs.LinuxResources
+	if len(r.GetResources()) > 0 {
+		if err := json.Unmarshal(r.GetResources(), &res); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "resources of the sandbox: %v", err)
+		}
+	}
+	if err := s.sb.Boot(ctx, sandbox.BootOptions{
+		Hostname: r.GetHostname(), NetNS: netns, Resources: &res, Sysctls: r.GetSysctls(), ShmBytes: r.GetShmBytes(),
+	}); err != nil {
 		return nil, s.refuse(err)
 	}
 	d := s.sb.Info()

@@ -70,9 +70,6 @@ type Plan struct {
 	Ports   []Port
 	// Nameservers that replace the network's, if any.
 	Nameservers []string
-	// MemoryLimit in bytes and CPULimit; 0: none. They are in Spec, too.
-	MemoryLimit int64
-	CPULimit    float64
 	// ShmBytes is the size of /dev/shm.
 	ShmBytes uint64
 	// Sysctls are for the whole virtual machine, those of Spec for the
@@ -181,7 +178,6 @@ func (f *Flags) limits(p *Plan) error {
 		case n < minMemory:
 			errs = append(errs, fmt.Errorf("--memory %q: the least is %dm", f.Memory, minMemory>>20))
 		default:
-			p.MemoryLimit = n
 			res.Memory = &specs.LinuxMemory{Limit: &n}
 		}
 	}
@@ -190,7 +186,6 @@ func (f *Flags) limits(p *Plan) error {
 	case !(f.CPUs >= 0.01 && f.CPUs <= maxCPUs): // also refuses NaN
 		errs = append(errs, fmt.Errorf("--cpus %v: want a number from 0.01 to %d", f.CPUs, maxCPUs))
 	default:
-		p.CPULimit = f.CPUs
 		quota, period := int64(math.Round(f.CPUs*cpuPeriod)), uint64(cpuPeriod)
 		res.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
 	}

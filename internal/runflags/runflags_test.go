@@ -88,7 +88,7 @@ func TestDefaults(t *testing.T) {
 	if !cmp.Equal(s.Process.Capabilities.Effective, defaultCapabilities) || s.Process.Capabilities.Inheritable != nil {
 		t.Errorf("capabilities = %+v", s.Process.Capabilities)
 	}
-	if s.Linux.Resources.Memory != nil || s.Linux.Resources.CPU != nil || p.MemoryLimit != 0 || p.ShmBytes != 64<<20 || p.StopSignal != 15 || p.Network != "kata" {
+	if s.Linux.Resources.Memory != nil || s.Linux.Resources.CPU != nil || p.ShmBytes != 64<<20 || p.StopSignal != 15 || p.Network != "kata" {
 		t.Errorf("plan = %+v", p)
 	}
 	var targets []string
@@ -216,8 +216,8 @@ func TestPlanFlags(t *testing.T) {
 		args []string
 		ok   func(p *Plan) bool
 	}{
-		{[]string{"-m", "256m"}, func(p *Plan) bool { return p.MemoryLimit == 256<<20 && *p.Spec.Linux.Resources.Memory.Limit == 256<<20 }},
-		{[]string{"--cpus", "1.5"}, func(p *Plan) bool { return p.CPULimit == 1.5 && *p.Spec.Linux.Resources.CPU.Quota == 150000 }},
+		{[]string{"-m", "256m"}, func(p *Plan) bool { return *p.Spec.Linux.Resources.Memory.Limit == 256<<20 }},
+		{[]string{"--cpus", "1.5"}, func(p *Plan) bool { return *p.Spec.Linux.Resources.CPU.Quota == 150000 }},
 		{[]string{"--pids-limit", "9"}, func(p *Plan) bool { return *p.Spec.Linux.Resources.Pids.Limit == 9 }},
 		{[]string{"--pids-limit", "-1"}, func(p *Plan) bool { return p.Spec.Linux.Resources.Pids == nil }},
 		{[]string{"--read-only"}, func(p *Plan) bool { return p.Spec.Root.Readonly }},

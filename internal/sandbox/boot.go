@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/ttrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
@@ -38,10 +39,9 @@ type BootOptions struct {
 	// NetNS is the path of the network namespace whose interfaces the guest
 	// gets; empty: loopback only.
 	NetNS string
-	// MemoryLimit in bytes and CPULimit in CPUs size the machine; 0 means the
-	// default class.
-	MemoryLimit int64
-	CPULimit    float64
+	// Resources of the containers together: their limits size the machine.
+	// nil, or without limits: the default size.
+	Resources *specs.LinuxResources
 	// Sysctls of the network namespace (net.*), which is the guest's.
 	Sysctls map[string]string
 	// ShmBytes is the size of the /dev/shm that the containers of a pod share.
@@ -77,7 +77,7 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if s.accel == vmm.AccelAuto {
 		s.accel = s.opts.Accel(ctx)
 	}
-	size := resources.Size(resources.Limits{MemoryBytes: o.MemoryLimit, CPUs: o.CPULimit}, s.conf.Hypervisor)
+	size := resources.Size(resources.LimitsOf(o.Resources), s.conf.Hypervisor)
 	if err := s.makeCgroup(o); err != nil {
 		return err
 	}

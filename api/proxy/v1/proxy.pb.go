@@ -33,18 +33,18 @@ type BootRequest struct {
 	Hostname string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	// Path of a network namespace, empty: no network but loopback.
 	Netns string `protobuf:"bytes,2,opt,name=netns,proto3" json:"netns,omitempty"`
-	// Limits of the sandbox, that size the VM; 0: the default class.
-	MemoryLimitBytes int64             `protobuf:"varint,3,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
-	CpuLimit         float64           `protobuf:"fixed64,4,opt,name=cpu_limit,json=cpuLimit,proto3" json:"cpu_limit,omitempty"`
-	Sysctls          map[string]string `protobuf:"bytes,5,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	ShmBytes         uint64            `protobuf:"varint,6,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
+	// OCI runtime spec, "linux.resources", JSON: its limits size the VM. Empty,
+	// or without limits: the default size.
+	Resources []byte            `protobuf:"bytes,3,opt,name=resources,proto3" json:"resources,omitempty"`
+	Sysctls   map[string]string `protobuf:"bytes,4,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	ShmBytes  uint64            `protobuf:"varint,5,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
 	// End the sandbox when its first container has ended and its output is
 	// drained. For detached runs, where no caller is left to call Shutdown.
-	EndWithFirstContainer bool `protobuf:"varint,7,opt,name=end_with_first_container,json=endWithFirstContainer,proto3" json:"end_with_first_container,omitempty"`
+	EndWithFirstContainer bool `protobuf:"varint,6,opt,name=end_with_first_container,json=endWithFirstContainer,proto3" json:"end_with_first_container,omitempty"`
 	// A CNI network that the proxy sets up in a netns of its own; excludes netns.
-	Cni *CNI `protobuf:"bytes,8,opt,name=cni,proto3" json:"cni,omitempty"`
+	Cni *CNI `protobuf:"bytes,7,opt,name=cni,proto3" json:"cni,omitempty"`
 	// Directories that belong to the sandbox and are removed when it ends.
-	OwnedDirs     []string `protobuf:"bytes,9,rep,name=owned_dirs,json=ownedDirs,proto3" json:"owned_dirs,omitempty"`
+	OwnedDirs     []string `protobuf:"bytes,8,rep,name=owned_dirs,json=ownedDirs,proto3" json:"owned_dirs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -93,18 +93,11 @@ func (x *BootRequest) GetNetns() string {
 	return ""
 }
 
-func (x *BootRequest) GetMemoryLimitBytes() int64 {
+func (x *BootRequest) GetResources() []byte {
 	if x != nil {
-		return x.MemoryLimitBytes
+		return x.Resources
 	}
-	return 0
-}
-
-func (x *BootRequest) GetCpuLimit() float64 {
-	if x != nil {
-		return x.CpuLimit
-	}
-	return 0
+	return nil
 }
 
 func (x *BootRequest) GetSysctls() map[string]string {
@@ -1830,18 +1823,17 @@ var File_proxy_proto protoreflect.FileDescriptor
 
 const file_proxy_proto_rawDesc = "" +
 	"\n" +
-	"\vproxy.proto\x12\rkata.proxy.v1\"\xa4\x03\n" +
+	"\vproxy.proto\x12\rkata.proxy.v1\"\xf7\x02\n" +
 	"\vBootRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x14\n" +
-	"\x05netns\x18\x02 \x01(\tR\x05netns\x12,\n" +
-	"\x12memory_limit_bytes\x18\x03 \x01(\x03R\x10memoryLimitBytes\x12\x1b\n" +
-	"\tcpu_limit\x18\x04 \x01(\x01R\bcpuLimit\x12A\n" +
-	"\asysctls\x18\x05 \x03(\v2'.kata.proxy.v1.BootRequest.SysctlsEntryR\asysctls\x12\x1b\n" +
-	"\tshm_bytes\x18\x06 \x01(\x04R\bshmBytes\x127\n" +
-	"\x18end_with_first_container\x18\a \x01(\bR\x15endWithFirstContainer\x12$\n" +
-	"\x03cni\x18\b \x01(\v2\x12.kata.proxy.v1.CNIR\x03cni\x12\x1d\n" +
+	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x1c\n" +
+	"\tresources\x18\x03 \x01(\fR\tresources\x12A\n" +
+	"\asysctls\x18\x04 \x03(\v2'.kata.proxy.v1.BootRequest.SysctlsEntryR\asysctls\x12\x1b\n" +
+	"\tshm_bytes\x18\x05 \x01(\x04R\bshmBytes\x127\n" +
+	"\x18end_with_first_container\x18\x06 \x01(\bR\x15endWithFirstContainer\x12$\n" +
+	"\x03cni\x18\a \x01(\v2\x12.kata.proxy.v1.CNIR\x03cni\x12\x1d\n" +
 	"\n" +
-	"owned_dirs\x18\t \x03(\tR\townedDirs\x1a:\n" +
+	"owned_dirs\x18\b \x03(\tR\townedDirs\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +

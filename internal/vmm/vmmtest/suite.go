@@ -162,7 +162,7 @@ func testShare(t *testing.T, g *guest, dir string) {
 	if err := unix.Mount("tmpfs", layers, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = unix.Unmount(layers, unix.MNT_DETACH) })
+	t.Cleanup(func() { _ = unix.Unmount(layers, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
 	upper, work := filepath.Join(layers, "upper"), filepath.Join(layers, "work")
 	if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
 		t.Fatal(err)
@@ -171,7 +171,7 @@ func testShare(t *testing.T, g *guest, dir string) {
 	if err := unix.Mount("overlay", mounted, "overlay", 0, options); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = unix.Unmount(mounted, unix.MNT_DETACH) })
+	t.Cleanup(func() { _ = unix.Unmount(mounted, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
 	if got := g.ask(t, "read", "/mnt/mounted/below"); got != "old" {
 		t.Errorf("the guest reads %q below the mount, want old", got)
 	}
