@@ -61,6 +61,10 @@ func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
 	if err := s.boot(ctx, o); err != nil {
 		return s.explain(err)
 	}
+	// After the boot, which would only take longer for it.
+	if err := s.limitHost(o); err != nil {
+		return s.explain(err)
+	}
 	s.mu.Lock()
 	s.booted = true
 	s.mu.Unlock()
@@ -144,6 +148,22 @@ func (s *Sandbox) makeCgroup(o BootOptions) error {
 	}
 	s.cgroup = g
 	return nil
+}
+
+// limitHost holds the machine as a whole to the CPU time that the containers
+// may use: the guest's own limit is in the hands of the guest. Memory needs no
+// such limit, since a machine has what it was made with.
+func (s *Sandbox) limitHost(o BootOptions) error {
+	cpus := resources.LimitsOf(o.Resources).CPUs
+	if cpus == 0 {
+		return nil
+	}
+	err := s.cgroup.Limit(resources.Limits{CPUs: cpus})
+	if errors.Is(err, errors.ErrUnsupported) {
+		s.log.Warn("host cgroup", "what", err.Error())
+		return nil
+	}
+	return err
 }
 
 // Own records a resource in the ledger. It is called before the resource
