@@ -188,7 +188,7 @@ func findPort(class, dev string) (string, error) {
 
 // openPort opens the port and returns when the host has something to say.
 // opened is called in between.
-func openPort(ctx context.Context, path string, opened func()) (*os.File, error) {
+func openPort(ctx context.Context, path string, opened func()) (*directFile, error) {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
@@ -202,7 +202,7 @@ func openPort(ctx context.Context, path string, opened func()) (*os.File, error)
 			_ = unix.Close(fd)
 			return nil, fmt.Errorf("wait for the host: %w", err)
 		case err == nil && p[0].Revents&unix.POLLIN != 0:
-			return os.NewFile(uintptr(fd), path), nil
+			return newDirectFile(fd, path)
 		}
 		// A port without a host hangs up at once, again and again.
 		if err := pause(ctx, portIdle); err != nil {
