@@ -40,7 +40,7 @@ func (s *Session) Open(ctx context.Context) error {
 		if !wanted {
 			continue
 		}
-		st, err := s.Client.OpenStdio(ctx, s.Container, s.Exec, uint8(fd)) //nolint:gosec // 0..2
+		st, err := s.Client.OpenStdio(ctx, s.Container, s.Exec, uint8(fd))
 		if err != nil {
 			return err
 		}
@@ -142,7 +142,7 @@ func (s *Session) followSize(ctx context.Context) {
 		if w, h, err := term.GetSize(int(f.Fd())); err == nil {
 			// A process that has just ended is no reason to complain.
 			_, _ = s.Client.Resize(ctx, &proxyv1.ResizeRequest{
-				Container: s.Container, Exec: s.Exec, Width: uint32(w), Height: uint32(h), //nolint:gosec // a terminal's size
+				Container: s.Container, Exec: s.Exec, Width: uint32(w), Height: uint32(h),
 			})
 		}
 		select {
@@ -172,7 +172,7 @@ func (s *Session) forwardSignals(ctx context.Context) {
 				continue
 			}
 			callCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
-			_, err := s.Client.Signal(callCtx, &proxyv1.SignalRequest{Container: s.Container, Exec: s.Exec, Signal: uint32(n)}) //nolint:gosec // a signal's number
+			_, err := s.Client.Signal(callCtx, &proxyv1.SignalRequest{Container: s.Container, Exec: s.Exec, Signal: uint32(n)})
 			cancel()
 			if err != nil && ctx.Err() == nil {
 				fmt.Fprintf(os.Stderr, "kata: signal %s is not delivered: %v\r\n", n, proxy.Explain(err))

@@ -75,7 +75,7 @@ func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
 		_ = readyW.Close()
 		return nil, fmt.Errorf("start kata-proxy: %w", err)
 	}
-	cmd := exec.Command(path, "--id", o.ID, "--config", o.ConfigPath) //nolint:gosec,noctx // our own program; it outlives the context
+	cmd := exec.Command(path, "--id", o.ID, "--config", o.ConfigPath)
 	cmd.ExtraFiles = []*os.File{readyW, ownerR, mounts}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{

@@ -55,7 +55,7 @@ func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	for _, fd := range []uintptr{readyFD, ownerFD, mountsFD} {
-		syscall.CloseOnExec(int(fd)) //nolint:gosec // 3, 4, 5
+		syscall.CloseOnExec(int(fd))
 	}
 
 	sb, conf, log, err := open(*id, *path, mounts)

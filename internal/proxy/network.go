@@ -45,8 +45,8 @@ func setupNetwork(n *cni.Networks) NetworkSetup {
 		a := cni.Attachment{Network: req.GetNetwork(), ID: s.ID(), NetNS: filepath.Join(s.Dir(), "netns")}
 		for _, p := range req.GetPorts() {
 			a.Ports = append(a.Ports, cni.Port{
-				HostIP: p.GetHostIp(), HostPort: uint16(p.GetHostPort()), //nolint:gosec // checked by the command line, and by CNI again
-				ContainerPort: uint16(p.GetContainerPort()), Protocol: p.GetProtocol(), //nolint:gosec // as above
+				HostIP: p.GetHostIp(), HostPort: uint16(p.GetHostPort()),
+				ContainerPort: uint16(p.GetContainerPort()), Protocol: p.GetProtocol(),
 			})
 		}
 		// Held until this process ends, so that nobody else gets the ports.

@@ -202,7 +202,7 @@ func (s *server) Boot(ctx context.Context, r *proxyv1.BootRequest) (*proxyv1.Boo
 		return nil, s.refuse(err)
 	}
 	d := s.sb.Info()
-	resp.VmmPid, resp.Accel, resp.KernelRelease = uint32(d.VMMPID), d.Accel, d.Kernel //nolint:gosec // a pid is positive
+	resp.VmmPid, resp.Accel, resp.KernelRelease = uint32(d.VMMPID), d.Accel, d.Kernel
 	return resp, nil
 }
 
@@ -298,7 +298,7 @@ func (s *server) Start(ctx context.Context, r *proxyv1.StartRequest) (*proxyv1.S
 	if err != nil {
 		return nil, s.refuse(err)
 	}
-	return &proxyv1.StartResponse{Pid: uint32(pid)}, nil //nolint:gosec // a pid is positive
+	return &proxyv1.StartResponse{Pid: uint32(pid)}, nil
 }
 
 // Signal implements the Proxy service.

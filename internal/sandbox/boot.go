@@ -85,7 +85,7 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if err := s.makeCgroup(o); err != nil {
 		return err
 	}
-	if err := s.makeShare(ctx); err != nil {
+	if err := s.makeShare(); err != nil {
 		return err
 	}
 	cfg, nw, err := s.machineConfig(ctx, img, size, o)
@@ -189,7 +189,7 @@ func (s *Sandbox) Own(rec cleanup.Record, release cleanup.Releaser) error {
 // is released. For what ends with the process anyhow and needs no record.
 func (s *Sandbox) OnClose(name string, f func(context.Context) error) { s.undo.Push(name, f) }
 
-func (s *Sandbox) makeShare(ctx context.Context) error {
+func (s *Sandbox) makeShare() error {
 	defer s.trace.phase("shared directory")()
 	dir := filepath.Join(s.dir, "shared")
 	if err := s.ledger.Add(cleanup.Record{Kind: cleanup.KindMount, Name: dir}); err != nil {

@@ -170,11 +170,9 @@ func (c *Container) finish(e Exit) {
 func (c *Container) toStatus(to Status, from ...Status) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, f := range from {
-		if c.status == f {
-			c.status = to
-			return nil
-		}
+	if slices.Contains(from, c.status) {
+		c.status = to
+		return nil
 	}
 	return fmt.Errorf("container %s is %s: %w", c.id, c.status, ErrState)
 }

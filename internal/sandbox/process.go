@@ -64,7 +64,7 @@ func (p *Process) OpenStdio(ctx context.Context, fd int) (link.Stream, error) {
 	if wanted := []bool{p.stdio.Stdin, p.stdio.Stdout, p.stdio.Stderr}; fd < 0 || fd > 2 || !wanted[fd] {
 		return nil, fmt.Errorf("open stdio %d of %s: the process was created without it: %w", fd, p.name(), ErrInvalid)
 	}
-	h := link.Header{Kind: link.KindStdio, Container: p.c.id, Exec: p.id, FD: uint8(fd)} //nolint:gosec // 0..2, checked above
+	h := link.Header{Kind: link.KindStdio, Container: p.c.id, Exec: p.id, FD: uint8(fd)}
 	st, err := p.c.s.link.Open(ctx, h)
 	if err != nil {
 		return nil, fmt.Errorf("open stdio %d of %s: %w", fd, p.name(), p.c.s.orDead(err))

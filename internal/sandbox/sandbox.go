@@ -191,8 +191,7 @@ func (s *Sandbox) orDead(err error) error {
 	if err == nil || errors.Is(err, ErrDead) {
 		return err
 	}
-	var ge *guestError
-	if errors.As(err, &ge) {
+	if _, ok := errors.AsType[*guestError](err); ok {
 		return err
 	}
 	if lost := errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, os.ErrClosed); lost {

@@ -93,8 +93,7 @@ func (e *Env) Run(ctx context.Context, stdin io.Reader, name string, args ...str
 	start := time.Now()
 	err := cmd.Run()
 	r := Result{Stdout: out.String(), Stderr: errOut.String(), Took: time.Since(start)}
-	var ee *exec.ExitError
-	if errors.As(err, &ee) {
+	if ee, ok := errors.AsType[*exec.ExitError](err); ok {
 		r.Code = ee.ExitCode()
 		err = nil
 	}

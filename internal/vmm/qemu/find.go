@@ -32,13 +32,16 @@ type version [2]int
 // Path returns the absolute path of QEMU. Configured is a path or "", which
 // means the one in PATH. The error says what to do.
 func Path(configured string) (string, error) {
-	path, err := configured, error(nil)
+	path := configured
 	if path == "" {
-		if path, err = exec.LookPath(program); err != nil {
+		found, err := exec.LookPath(program)
+		if err != nil {
 			return "", fmt.Errorf("find qemu: %w (install qemu-system-x86, or set hypervisor.path)", err)
 		}
+		path = found
 	}
-	if path, err = filepath.Abs(path); err != nil {
+	path, err := filepath.Abs(path)
+	if err != nil {
 		return "", fmt.Errorf("find qemu: %w", err)
 	}
 	return path, nil
