@@ -36,6 +36,8 @@ const (
 	spares = 1
 	// vsockPort is where the agent listens when the link is vsock.
 	vsockPort = 1024
+	// settleTime is how long the first container has the guest for itself.
+	settleTime = time.Second
 	// memoryLimit in bytes is what the collector of garbage aims at.
 	memoryLimit = 8 << 20
 )
@@ -50,8 +52,11 @@ type Agent struct {
 	groups  cgroup.Hierarchy
 	events  *events
 	debug   bool            // a debug shell is allowed
+	settled chan struct{}   // closed when the first container runs
 	life    context.Context // until the agent ends
 	started time.Duration   // since the kernel's start
+
+	settleOnce sync.Once // guards the closing of settled
 
 	mu         sync.Mutex
 	ready      time.Duration         // guarded by mu; when the link could be used
@@ -119,6 +124,7 @@ func run(started time.Duration) error {
 		life:    life,
 		started: started,
 
+		settled:    make(chan struct{}),
 		containers: make(map[string]*container),
 	}
 	a.jailer = jail.New(jail.Options{Reaper: a.reaper, Spares: spares, Log: logger})
@@ -146,8 +152,8 @@ func loadLinkModules(m *module.Set, vsock bool) error {
 	return nil
 }
 
-// prepare does ahead, while the host makes its first calls, what a sandbox will
-// most likely need.
+// prepare does ahead what a sandbox will need, while the host makes its first
+// calls, and what is of use later once the first container runs.
 func (a *Agent) prepare(ctx context.Context) {
 	if err := setLinkUp("lo"); err != nil {
 		a.log.Warn("no loopback interface", "err", err)
@@ -158,10 +164,26 @@ func (a *Agent) prepare(ctx context.Context) {
 	if err := a.jailer.Fill(ctx); err != nil {
 		a.log.Warn("no container process waits", "err", err)
 	}
-	if err := a.modules.LoadPhase(module.PhaseNet); err != nil {
+	// What follows would only be in the way of a container that is starting.
+	select {
+	case <-a.settled:
+	case <-ctx.Done():
+		return
+	}
+	if pause(ctx, settleTime) != nil {
+		return
+	}
+	// The balloon gives memory that the guest has freed back to the host.
+	if err := a.modules.Load("virtio_balloon"); err != nil {
 		a.log.Warn("not every module was loaded", "err", err)
 	}
+	if err := a.jailer.Fill(ctx); err != nil {
+		a.log.Warn("no container process waits", "err", err)
+	}
 }
+
+// settle tells prepare that the first container runs.
+func (a *Agent) settle() { a.settleOnce.Do(func() { close(a.settled) }) }
 
 // uptime is the time since the kernel's start.
 func uptime() time.Duration {

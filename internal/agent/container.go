@@ -25,8 +25,9 @@ type container struct {
 	group    *cgroup.Group
 	storages []*agentv1.Storage
 	init     *process
-	work     sync.WaitGroup     // what watches the container
-	end      context.CancelFunc // ends that
+	work     sync.WaitGroup     // what watches the container's processes
+	life     context.Context    // of that
+	end      context.CancelFunc // of life
 
 	mu      sync.Mutex
 	execs   map[string]*process // guarded by mu; nil value: being made
@@ -135,11 +136,18 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	}
 
 	c := &container{id: r.GetId(), execs: make(map[string]*process)}
+	c.life, c.end = context.WithCancel(a.life)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.undo(ctx, c))
 		}
 	}()
+	for _, m := range spec.Mounts {
+		// The file system may be a module; a type that is none is none.
+		if err := a.modules.Load(m.Type); err != nil {
+			return nil, err
+		}
+	}
 	for _, s := range r.GetStorages() {
 		if err := a.mountStorage(ctx, s); err != nil {
 			return nil, err
@@ -168,15 +176,13 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 		return nil, err
 	}
 
-	life, end := context.WithCancel(a.life)
-	c.end = end
-	c.work.Go(func() { c.init.watch(life) })
+	c.work.Go(func() { c.init.watch(c.life) })
 	c.work.Go(func() {
-		err := c.group.WatchOOM(life, func() {
+		err := c.group.WatchOOM(c.life, func() {
 			a.log.Warn("a process was killed for want of memory", "container", c.id)
 			a.events.add(&agentv1.NextEventResponse{Kind: agentv1.NextEventResponse_OOM, Container: c.id})
 		})
-		if err != nil && life.Err() == nil {
+		if err != nil && c.life.Err() == nil {
 			a.log.Warn("kills for want of memory will not be told", "container", c.id, "err", err)
 		}
 	})
@@ -220,10 +226,8 @@ func groupName(id, specPath string) string {
 // undo removes all of a container, also one that is there only in part.
 func (a *Agent) undo(ctx context.Context, c *container) error {
 	var errs []error
-	if c.end != nil {
-		c.end()
-		c.work.Wait()
-	}
+	c.end()
+	c.work.Wait()
 	switch {
 	case c.jail != nil:
 		errs = append(errs, c.jail.Delete(ctx))
@@ -345,8 +349,7 @@ func (a *Agent) exec(ctx context.Context, c *container, r *agentv1.CreateExecReq
 		_ = p.Signal(unix.SIGKILL)
 		return nil, err
 	}
-	// The container's end, which kills the process, ends it.
-	c.work.Go(func() { p.watch(a.life) })
+	c.work.Go(func() { p.watch(c.life) })
 	return p, nil
 }
 
@@ -367,6 +370,7 @@ func (a *Agent) StartProcess(ctx context.Context, r *agentv1.StartProcessRequest
 	if err != nil {
 		return nil, failStart(err)
 	}
+	a.settle()
 	return &agentv1.StartProcessResponse{Pid: uint32(p.PID())}, nil
 }
 

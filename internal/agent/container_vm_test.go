@@ -422,6 +422,8 @@ func testExec(t *testing.T, g *guest) {
 	}
 	slices.Sort(times)
 	t.Logf("exec takes %v (median), %v to %v", times[3], times[0], times[5])
+	// One that still runs when the container is deleted.
+	p.execute(t, "left", "sleep", "1000").start(t)
 	if err := p.tryExecute(t, "bad", nil, "no-such-command"); status.Code(err) != codes.NotFound {
 		t.Errorf("missing command: %v", err)
 	}
