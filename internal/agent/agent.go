@@ -20,10 +20,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed-efd44b36/kata/internal/agent/await"
 	"github.com/seed-efd44b36/kata/internal/agent/boot"
 	"github.com/seed-efd44b36/kata/internal/agent/cgroup"
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
 	"github.com/seed-efd44b36/kata/internal/agent/module"
+	"github.com/seed-efd44b36/kata/internal/agent/network"
 	"github.com/seed-efd44b36/kata/internal/agent/reap"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"golang.org/x/sys/unix"
@@ -155,7 +157,7 @@ func loadLinkModules(m *module.Set, vsock bool) error {
 // prepare does ahead what a sandbox will need, while the host makes its first
 // calls, and what is of use later once the first container runs.
 func (a *Agent) prepare(ctx context.Context) {
-	if err := setLinkUp("lo"); err != nil {
+	if err := network.LoopbackUp(); err != nil {
 		a.log.Warn("no loopback interface", "err", err)
 	}
 	if err := a.modules.LoadPhase(module.PhaseBoot); err != nil {
@@ -170,7 +172,7 @@ func (a *Agent) prepare(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	if pause(ctx, settleTime) != nil {
+	if await.Pause(ctx, settleTime) != nil {
 		return
 	}
 	// The balloon gives memory that the guest has freed back to the host.

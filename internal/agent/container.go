@@ -14,6 +14,7 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/agent/cgroup"
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
+	"github.com/seed-efd44b36/kata/internal/agent/storage"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"golang.org/x/sys/unix"
 )
@@ -149,7 +150,7 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 		}
 	}
 	for _, s := range r.GetStorages() {
-		if err := a.mountStorage(ctx, s); err != nil {
+		if err := storage.Mount(ctx, a.modules, s); err != nil {
 			return nil, err
 		}
 		c.storages = append(c.storages, s)
@@ -249,7 +250,7 @@ func (a *Agent) undo(ctx context.Context, c *container) error {
 	for _, p := range list {
 		p.stdio.close(ctx)
 	}
-	return errors.Join(append(errs, unmountStorages(c.storages))...)
+	return errors.Join(append(errs, storage.Unmount(c.storages))...)
 }
 
 // DeleteContainer implements the service.

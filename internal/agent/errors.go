@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
+	"github.com/seed-efd44b36/kata/internal/agent/network"
+	"github.com/seed-efd44b36/kata/internal/agent/storage"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -32,6 +34,8 @@ func fail(err error) error {
 		{errExists, codes.AlreadyExists},
 		{errState, codes.FailedPrecondition},
 		{errInvalid, codes.InvalidArgument},
+		{network.ErrInvalid, codes.InvalidArgument},
+		{storage.ErrInvalid, codes.InvalidArgument},
 		{jail.ErrUnsupported, codes.InvalidArgument},
 		{context.Canceled, codes.Canceled},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},

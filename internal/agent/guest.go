@@ -14,6 +14,9 @@ import (
 	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/agent/module"
+	"github.com/seed-efd44b36/kata/internal/agent/network"
+	"github.com/seed-efd44b36/kata/internal/agent/storage"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -125,7 +128,7 @@ func (a *Agent) setup(ctx context.Context, r *agentv1.SetupSandboxRequest) error
 		Options: []string{"nosuid", "nodev", "noexec", "mode=1777", "size=" + strconv.FormatUint(size, 10)},
 	}
 	for _, st := range append([]*agentv1.Storage{shm}, r.GetStorages()...) {
-		if err := a.mountStorage(ctx, st); err != nil {
+		if err := storage.Mount(ctx, a.modules, st); err != nil {
 			return err
 		}
 	}
@@ -184,6 +187,17 @@ func (a *Agent) UpdateNetwork(ctx context.Context, r *agentv1.UpdateNetworkReque
 		return nil, fail(err)
 	}
 	return &agentv1.UpdateNetworkResponse{}, nil
+}
+
+// updateNetwork loads the drivers of interfaces, if there is any use for them,
+// and applies n.
+func (a *Agent) updateNetwork(ctx context.Context, n *agentv1.Network) error {
+	if len(n.GetInterfaces()) > 0 {
+		if err := a.modules.LoadPhase(module.PhaseNet); err != nil {
+			return err
+		}
+	}
+	return network.Apply(ctx, n)
 }
 
 // SetTime implements the service.

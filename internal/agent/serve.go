@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/ttrpc"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/agent/await"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"golang.org/x/sys/unix"
 )
@@ -44,7 +45,7 @@ func (a *Agent) serveSerial(ctx context.Context) error {
 		l, err := link.Serve(port)
 		if err != nil {
 			a.log.Warn("no link", "err", err)
-			if err := pause(ctx, portIdle); err != nil {
+			if err := await.Pause(ctx, portIdle); err != nil {
 				return err
 			}
 			continue
@@ -157,18 +158,15 @@ func (s *streams) Close() error {
 func (s *streams) Addr() net.Addr { return &net.UnixAddr{Name: "link", Net: "unix"} }
 
 // awaitPort waits for the port and returns the path of its device.
-func awaitPort(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, portTimeout)
-	defer cancel()
-	for wait := time.Millisecond; ; wait = min(2*wait, portIdle) {
-		path, err := findPort("/sys/class/virtio-ports", "/dev")
-		if path != "" || err != nil {
-			return path, err
-		}
-		if err := pause(ctx, wait); err != nil {
-			return "", fmt.Errorf("the machine has no virtio-serial port %s", portName)
-		}
+func awaitPort(ctx context.Context) (path string, err error) {
+	err = await.Until(ctx, portTimeout, func() (bool, error) {
+		path, err = findPort("/sys/class/virtio-ports", "/dev")
+		return path != "", err
+	})
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "", fmt.Errorf("the machine has no virtio-serial port %s", portName)
 	}
+	return path, err
 }
 
 // findPort looks for the port in sysfs; "" means that it is not there.
@@ -205,21 +203,9 @@ func openPort(ctx context.Context, path string, opened func()) (*directFile, err
 			return newDirectFile(fd, path)
 		}
 		// A port without a host hangs up at once, again and again.
-		if err := pause(ctx, portIdle); err != nil {
+		if err := await.Pause(ctx, portIdle); err != nil {
 			_ = unix.Close(fd)
 			return nil, err
 		}
-	}
-}
-
-// pause waits, or returns the error of ctx when it ends.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }

@@ -1,4 +1,6 @@
-package agent
+// Package storage mounts what the host gives to the guest: shared directories,
+// disks, memory.
+package storage
 
 import (
 	"bytes"
@@ -14,45 +16,51 @@ import (
 	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/agent/await"
+	"github.com/seed-efd44b36/kata/internal/agent/module"
 	"golang.org/x/sys/unix"
 )
 
-// storageRoot is the directory below which the host may have things mounted.
-const storageRoot = "/run/kata"
+// root is the directory below which the host may have things mounted.
+const root = "/run/kata"
 
 // diskTimeout is how long a disk may take to appear.
 const diskTimeout = 10 * time.Second
 
-// mountStorage makes the mount that the host describes.
-func (a *Agent) mountStorage(ctx context.Context, s *agentv1.Storage) error {
-	if err := a.tryMountStorage(ctx, s); err != nil {
+// ErrInvalid is wrapped by errors about a description that makes no sense.
+var ErrInvalid = errors.New("invalid description of a mount")
+
+// Mount makes the mount that the host describes. It loads the modules and waits
+// for the disk that it needs.
+func Mount(ctx context.Context, modules *module.Set, s *agentv1.Storage) error {
+	if err := mount(ctx, modules, s); err != nil {
 		return fmt.Errorf("mount %s storage %q on %s: %w", s.GetDriver(), s.GetSource(), s.GetTarget(), err)
 	}
 	return nil
 }
 
-func (a *Agent) tryMountStorage(ctx context.Context, s *agentv1.Storage) error {
+func mount(ctx context.Context, modules *module.Set, s *agentv1.Storage) error {
 	target := s.GetTarget()
-	if path.Clean(target) != target || !strings.HasPrefix(target, storageRoot+"/") {
-		return fmt.Errorf("target is not below %s: %w", storageRoot, errInvalid)
+	if path.Clean(target) != target || !strings.HasPrefix(target, root+"/") {
+		return fmt.Errorf("target is not below %s: %w", root, ErrInvalid)
 	}
 	source, fstype := s.GetSource(), s.GetFstype()
-	var modules []string
+	var needs []string
 	switch s.GetDriver() {
 	case "9p":
 		fstype = "9p"
-		modules = []string{"9pnet_virtio", "9p"}
+		needs = []string{"9pnet_virtio", "9p"}
 	case "virtiofs":
 		fstype = "virtiofs"
-		modules = []string{"virtiofs"}
+		needs = []string{"virtiofs"}
 	case "tmpfs":
 		fstype = "tmpfs"
 	case "block":
-		modules = []string{"virtio_scsi", "sd_mod", fstype}
+		needs = []string{"virtio_scsi", "sd_mod", fstype}
 	default:
-		return fmt.Errorf("unknown driver: %w", errInvalid)
+		return fmt.Errorf("unknown driver: %w", ErrInvalid)
 	}
-	if err := a.modules.Load(modules...); err != nil {
+	if err := modules.Load(needs...); err != nil {
 		return err
 	}
 	if s.GetDriver() == "block" {
@@ -62,15 +70,15 @@ func (a *Agent) tryMountStorage(ctx context.Context, s *agentv1.Storage) error {
 		}
 		source = dev
 	}
-	flags, data := mountOptions(s.GetOptions())
+	flags, data := parseOptions(s.GetOptions())
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return err
 	}
 	return unix.Mount(source, target, fstype, flags, data)
 }
 
-// mountOptions divides options into flags and what the file system gets.
-func mountOptions(options []string) (flags uintptr, data string) {
+// parseOptions divides options into flags and what the file system gets.
+func parseOptions(options []string) (flags uintptr, data string) {
 	var rest []string
 	for _, o := range options {
 		switch o {
@@ -100,9 +108,9 @@ func mountOptions(options []string) (flags uintptr, data string) {
 	return flags, strings.Join(rest, ",")
 }
 
-// unmountStorages undoes mountStorage, last first. What is still in use goes
-// away when it no longer is.
-func unmountStorages(list []*agentv1.Storage) error {
+// Unmount undoes Mount, last first. What is still in use goes away when it no
+// longer is. What is not mounted is no error.
+func Unmount(list []*agentv1.Storage) error {
 	var errs []error
 	for _, s := range slices.Backward(list) {
 		err := unix.Unmount(s.GetTarget(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
@@ -116,16 +124,15 @@ func unmountStorages(list []*agentv1.Storage) error {
 // awaitDisk waits for the disk with the given serial number and returns the
 // path of its device.
 func awaitDisk(ctx context.Context, serial string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, diskTimeout)
-	defer cancel()
-	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
-		if name := findDisk("/sys/block", serial); name != "" {
-			return "/dev/" + name, nil
-		}
-		if err := pause(ctx, wait); err != nil {
-			return "", fmt.Errorf("no disk with serial number %q: %w", serial, err)
-		}
+	name := ""
+	err := await.Until(ctx, diskTimeout, func() (bool, error) {
+		name = findDisk("/sys/block", serial)
+		return name != "", nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("no disk with serial number %q: %w", serial, err)
 	}
+	return "/dev/" + name, nil
 }
 
 // findDisk returns the name of the disk with the serial number, or "".

@@ -1,8 +1,11 @@
-package agent
+// Package network brings the guest's network interfaces, routes and neighbours to
+// the state that the host describes.
+package network
 
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,7 +14,7 @@ import (
 	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
-	"github.com/seed-efd44b36/kata/internal/agent/module"
+	"github.com/seed-efd44b36/kata/internal/agent/await"
 	"github.com/seed-efd44b36/kata/internal/agent/rtnl"
 	"golang.org/x/sys/unix"
 )
@@ -19,29 +22,27 @@ import (
 // nicTimeout is how long a network interface may take to appear.
 const nicTimeout = 10 * time.Second
 
-// setLinkUp takes the named interface up.
-func setLinkUp(name string) error {
+// ErrInvalid is wrapped by errors about a description that makes no sense.
+var ErrInvalid = errors.New("invalid description of the network")
+
+// LoopbackUp takes the loopback interface up.
+func LoopbackUp() error {
 	links, err := rtnl.Links()
 	if err != nil {
 		return err
 	}
 	for _, l := range links {
-		if l.Name == name {
+		if l.Name == "lo" {
 			return rtnl.SetUp(l.Index, true)
 		}
 	}
-	return fmt.Errorf("interface %s: %w", name, errMissing)
+	return errors.New("no interface lo")
 }
 
-// updateNetwork brings the interfaces that n names, and the routes through
-// them, to the state that n describes. Calling it again changes nothing.
-func (a *Agent) updateNetwork(ctx context.Context, n *agentv1.Network) error {
-	if len(n.GetInterfaces()) == 0 && len(n.GetRoutes()) == 0 && len(n.GetNeighbors()) == 0 {
-		return nil
-	}
-	if err := a.modules.LoadPhase(module.PhaseNet); err != nil {
-		return err
-	}
+// Apply brings the interfaces that n names, and the routes through them, to the
+// state that n describes. To do it again changes nothing. The drivers of the
+// interfaces must be loaded; the interfaces may take some time to appear.
+func Apply(ctx context.Context, n *agentv1.Network) error {
 	byName := make(map[string]int)
 	for _, i := range n.GetInterfaces() {
 		index, err := updateInterface(ctx, i)
@@ -63,7 +64,7 @@ func (a *Agent) updateNetwork(ctx context.Context, n *agentv1.Network) error {
 				return l.Index, nil
 			}
 		}
-		return 0, fmt.Errorf("no interface %q: %w", device, errInvalid)
+		return 0, fmt.Errorf("no interface %q: %w", device, ErrInvalid)
 	}
 	if err := updateRoutes(n.GetRoutes(), byName, index); err != nil {
 		return err
@@ -81,7 +82,7 @@ func (a *Agent) updateNetwork(ctx context.Context, n *agentv1.Network) error {
 func updateInterface(ctx context.Context, i *agentv1.Interface) (index int, err error) {
 	mac, err := net.ParseMAC(i.GetMac())
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", err, errInvalid)
+		return 0, fmt.Errorf("%w: %w", err, ErrInvalid)
 	}
 	if err := checkInterfaceName(i.GetName()); err != nil {
 		return 0, err
@@ -90,7 +91,7 @@ func updateInterface(ctx context.Context, i *agentv1.Interface) (index int, err 
 	for _, s := range i.GetAddresses() {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return 0, fmt.Errorf("%w: %w", err, errInvalid)
+			return 0, fmt.Errorf("%w: %w", err, ErrInvalid)
 		}
 		want = append(want, p)
 	}
@@ -139,29 +140,28 @@ func updateInterface(ctx context.Context, i *agentv1.Interface) (index int, err 
 
 func checkInterfaceName(name string) error {
 	if name == "" || len(name) >= unix.IFNAMSIZ || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n") {
-		return fmt.Errorf("name %q: %w", name, errInvalid)
+		return fmt.Errorf("name %q: %w", name, ErrInvalid)
 	}
 	return nil
 }
 
 // awaitLink waits for the interface with the hardware address.
 func awaitLink(ctx context.Context, mac net.HardwareAddr) (rtnl.Link, error) {
-	ctx, cancel := context.WithTimeout(ctx, nicTimeout)
-	defer cancel()
-	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+	var found rtnl.Link
+	err := await.Until(ctx, nicTimeout, func() (bool, error) {
 		links, err := rtnl.Links()
-		if err != nil {
-			return rtnl.Link{}, err
-		}
 		for _, l := range links {
 			if bytes.Equal(l.MAC, mac) {
-				return l, nil
+				found = l
+				return true, nil
 			}
 		}
-		if err := pause(ctx, wait); err != nil {
-			return rtnl.Link{}, fmt.Errorf("no interface with address %v: %w", mac, err)
-		}
+		return false, err
+	})
+	if err != nil {
+		return rtnl.Link{}, fmt.Errorf("no interface with address %v: %w", mac, err)
 	}
+	return found, nil
 }
 
 // updateRoutes removes the routes through the given interfaces that are not
@@ -225,7 +225,7 @@ func parseRoute(r *agentv1.Route, index func(string) (int, error)) (rtnl.Route, 
 	}
 	if s := r.GetDestination(); s != "" {
 		if out.Destination, err = netip.ParsePrefix(s); err != nil {
-			return rtnl.Route{}, fmt.Errorf("%w: %w", err, errInvalid)
+			return rtnl.Route{}, fmt.Errorf("%w: %w", err, ErrInvalid)
 		}
 		out.Destination = out.Destination.Masked()
 		if out.Destination.Bits() == 0 {
@@ -240,11 +240,11 @@ func parseRoute(r *agentv1.Route, index func(string) (int, error)) (rtnl.Route, 
 			continue
 		}
 		if *a.to, err = netip.ParseAddr(a.text); err != nil {
-			return rtnl.Route{}, fmt.Errorf("%w: %w", err, errInvalid)
+			return rtnl.Route{}, fmt.Errorf("%w: %w", err, ErrInvalid)
 		}
 	}
 	if out.Family != unix.AF_INET && out.Family != unix.AF_INET6 {
-		return rtnl.Route{}, fmt.Errorf("family %d: %w", r.GetFamily(), errInvalid)
+		return rtnl.Route{}, fmt.Errorf("family %d: %w", r.GetFamily(), ErrInvalid)
 	}
 	return out, nil
 }
@@ -256,12 +256,12 @@ func setNeighbor(n *agentv1.Neighbor, index func(string) (int, error)) error {
 	}
 	out := rtnl.Neighbor{Index: i, State: uint16(n.GetState())}
 	if out.Address, err = netip.ParseAddr(n.GetAddress()); err != nil {
-		return fmt.Errorf("%w: %w", err, errInvalid)
+		return fmt.Errorf("%w: %w", err, ErrInvalid)
 	}
 	if n.GetMac() != "" {
 		mac, err := net.ParseMAC(n.GetMac())
 		if err != nil {
-			return fmt.Errorf("%w: %w", err, errInvalid)
+			return fmt.Errorf("%w: %w", err, ErrInvalid)
 		}
 		out.MAC = mac
 	}

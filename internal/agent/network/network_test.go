@@ -1,4 +1,4 @@
-package agent
+package network
 
 import (
 	"encoding/json"
@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
-	"github.com/seed-efd44b36/kata/internal/agent/module"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,16 +57,7 @@ func ipJSON(t *testing.T, to any, args ...string) {
 	}
 }
 
-func testAgent(t *testing.T) *Agent {
-	t.Helper()
-	m, err := module.Open(t.TempDir() + "/none")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &Agent{modules: m}
-}
-
-func TestUpdateNetwork(t *testing.T) {
+func TestApply(t *testing.T) {
 	const mac = "02:00:00:00:00:07"
 	network := func(addresses ...string) *agentv1.Network {
 		return &agentv1.Network{
@@ -82,7 +72,6 @@ func TestUpdateNetwork(t *testing.T) {
 		}
 	}
 	inNetwork(t, mac, func(t *testing.T) {
-		a := testAgent(t)
 		check := func(want ...string) {
 			t.Helper()
 			var links []struct {
@@ -111,7 +100,7 @@ func TestUpdateNetwork(t *testing.T) {
 			}
 		}
 		for range 2 { // again changes nothing
-			if err := a.updateNetwork(t.Context(), network("10.9.0.5/24", "fd00:9::5/64")); err != nil {
+			if err := Apply(t.Context(), network("10.9.0.5/24", "fd00:9::5/64")); err != nil {
 				t.Error(err)
 				return
 			}
@@ -142,7 +131,7 @@ func TestUpdateNetwork(t *testing.T) {
 			}
 		}
 		// Another state: what is not in it goes.
-		if err := a.updateNetwork(t.Context(), &agentv1.Network{Interfaces: network("10.9.0.6/24").GetInterfaces()}); err != nil {
+		if err := Apply(t.Context(), &agentv1.Network{Interfaces: network("10.9.0.6/24").GetInterfaces()}); err != nil {
 			t.Error(err)
 		}
 		check("10.9.0.6")
@@ -154,7 +143,7 @@ func TestUpdateNetwork(t *testing.T) {
 	})
 }
 
-func TestBadNetwork(t *testing.T) {
+func TestInvalid(t *testing.T) {
 	const mac = "02:00:00:00:00:08"
 	for _, tt := range []struct {
 		name string
@@ -170,7 +159,7 @@ func TestBadNetwork(t *testing.T) {
 		{"neighbour", &agentv1.Network{Neighbors: []*agentv1.Neighbor{{Device: "lo", Address: "x"}}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if err := testAgent(t).updateNetwork(t.Context(), tt.n); !errors.Is(err, errInvalid) {
+			if err := Apply(t.Context(), tt.n); !errors.Is(err, ErrInvalid) {
 				t.Errorf("got %v", err)
 			}
 		})
