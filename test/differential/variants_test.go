@@ -26,6 +26,14 @@ func variants() []variant {
 		{name: "mounts", spec: mounted, probes: mountProbes(), after: hostFiles},
 		{name: "files", spec: volume, probes: fileProbes()},
 		{name: "propagation", spec: propagating, probes: []probe{{"mounts", mountinfo}, {"mount", "mount -t tmpfs x /mnt && grep -c ' /mnt ' /proc/self/mountinfo"}}},
+		{name: "unset", spec: unset, probes: []probe{
+			{"capabilities", "grep Cap /proc/1/status"},
+			{"working directory", "pwd; stat -c '%a %u:%g' . .. /made"},
+			{"environment", "env | sort"},
+			{"ids", "id; umask"},
+			{"search path", "command -v busybox"},
+			{"mounts", mountinfo + " | grep -v ' / ' | cut -d ' ' -f 2,3"},
+		}},
 		{name: "oom", spec: memoryLimit, args: []string{"sh", "-c", "echo start; exec tail /dev/zero"}},
 		{
 			name:  "streams",
@@ -82,7 +90,7 @@ const mountinfo = `awk '{ i = 7; p = ""; while ($i != "-") { split($i, a, ":"); 
 // devices lists device nodes below a directory with owner, mode and numbers.
 const devices = `cd /dev && find . -mindepth 1 | sort | while read f; do stat -c '%A %u:%g %t:%T %N' "$f"; done`
 
-const terminalScript = `tty; stty size; stty -a | sed 's/speed.*; line/line/'; test -t 0 -a -t 1 -a -t 2 && echo terminal
+const terminalScript = `tty; stty size; stty -a | tr '\n' ' ' | sed 's/speed.*; line/line/'; echo; test -t 0 -a -t 1 -a -t 2 && echo terminal
 ls -l /dev/console | sed 's/root.*,/root/;s/[A-Z][a-z][a-z] .* //' ; stat -c '%A %u:%g' /dev/console "$(tty)"
 cat /proc/self/stat | awk '{ print $5, $6, $7, $8 }'; echo typed > /dev/tty
 trap 'stty size; exit 3' WINCH; echo ready; n=0; while [ $n -lt 50 ]; do sleep 0.2; n=$((n+1)); done`
@@ -102,18 +110,19 @@ func standardProbes() []probe {
 		{"personality", "cat /proc/1/personality; uname -m"},
 		{"scheduling", "ionice -p 1; awk '{ print $18, $19, $40, $41 }' /proc/1/stat"},
 		{"rlimits", "cat /proc/1/limits"},
-		{"mounts", mountinfo + " | grep -v -e cgroup -e '^/ / ' -e ' / '"},
+		{"mounts", mountinfo + " | grep -v -e cgroup -e '^/ / ' -e ' / ' -e ' /proc/' -e /firmware"},
+		{"mounts over /proc and /sys", mountinfo + " | grep -e ' /proc/bus' -e ' /proc/fs' -e ' /proc/sys ' -e /acpi -e keys -e timer_list -e /firmware"},
 		{"mount of the root", mountinfo + " | grep -e ' / '"},
 		{"mounts of cgroups", mountinfo + " | grep cgroup"},
 		{"devices", devices},
 		{"device nodes work", "head -c 5 /dev/zero | od -An -tx1; head -c 9 /dev/urandom | wc -c; echo x > /dev/null; echo x > /dev/full"},
 		{"device rules", "mknod /dev/kmsg c 1 11 && head -c 1 /dev/kmsg; mknod /dev/disk b 8 0 && head -c 1 /dev/disk; rm -f /dev/kmsg /dev/disk"},
-		{"masked paths", "for f in /proc/asound /proc/acpi /proc/kcore /proc/keys /proc/latency_stats /proc/timer_list /proc/sched_debug /proc/scsi /sys/firmware; do [ -e $f ] && { ls -a $f | wc -l; [ -f $f -o -c $f ] && wc -c < $f; }; done"},
-		{"read-only paths", "for f in /proc/sys/kernel/hostname /proc/sysrq-trigger /proc/irq/default_smp_affinity /sys/kernel/uevent_seqnum; do echo 1 > $f; done"},
+		{"masked paths", "for f in /proc/keys /proc/timer_list /proc/acpi /sys/firmware; do ls -a $f | wc -l; [ -d $f ] || wc -c < $f; touch $f/x; done"},
+		{"read-only paths", "for f in /proc/sys/kernel/hostname /proc/irq/default_smp_affinity /sys/kernel/uevent_seqnum; do echo 1 > $f; done"},
 		{"kernel files are the same", "ls /proc/sys /proc/sys/kernel | wc -l > /dev/null; ls -d /proc/1/ns/* "},
 		{"shared memory", "df -k /dev/shm | awk 'NR > 1 { print $2 }'; dd if=/dev/zero of=/dev/shm/x bs=1M count=65; rm /dev/shm/x"},
 		{"write to the root", "echo text > /file && cat /file && stat -c '%a %u %g %s' /file && rm /file"},
-		{"cgroup is read-only", "mkdir /sys/fs/cgroup/x /sys/fs/cgroup/pids/x"},
+		{"cgroup is read-only", "mkdir /sys/fs/cgroup/x 2> /dev/null || cd /sys/fs/cgroup && echo $$ > $(ls -d pids/cgroup.procs cgroup.procs 2> /dev/null | head -1)"},
 		{"cgroup path", "cut -d: -f3 /proc/self/cgroup | sort -u"},
 		{"network", "ls /sys/class/net; ip addr show lo | sed 's/^[0-9]*: //'; ip route; ping -c 1 -w 5 127.0.0.1 | grep -c '64 bytes'"},
 		{"low port", "nc -l -p 80 127.0.0.1 & for i in 1 2 3 4 5 6 7 8 9; do echo x | nc 127.0.0.1 80 2> /dev/null && break; sleep 0.2; done; wait"},
@@ -234,7 +243,7 @@ func privilegedProbes() []probe {
 		{"mount", "mount -t tmpfs -o size=1m x /mnt && df -k /mnt | awk 'NR > 1 { print $2 }'; mkdir /mnt/a /mnt/b; mount --bind /mnt/a /mnt/b; umount /mnt/b; umount /mnt"},
 		{"unshare", "unshare -m -u -i -p -f sh -c 'hostname x; hostname; echo $$'; hostname"},
 		{"host name can be set", "hostname other; hostname; hostname compared"},
-		{"network devices", "ip link add type veth; ip link set lo mtu 1400; ip link show lo | head -1 | cut -d: -f2-"},
+		{"network devices", "ip addr add 10.9.9.9/24 dev lo; ip route add 10.8.8.0/24 dev lo; ip route; ip link set lo mtu 1400; ip link show lo | head -1 | cut -d: -f2-"},
 		{"chroot", "chroot / /bin/busybox id -u"},
 		{"/sys can be written to", mountinfo + " | grep '/sys '"},
 	}
@@ -280,9 +289,6 @@ func limited(_ *testing.T, b *bundle) {
 	b.Spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: new(int64(64 << 20)), Reservation: new(int64(32 << 20))}
 	b.Spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: new(int64(20))}
 	b.Spec.Linux.Resources.CPU = &specs.LinuxCPU{Quota: new(int64(50_000)), Period: new(uint64(100_000)), Shares: new(uint64(512))}
-	// Ambient but not inheritable, as `runc spec` writes them.
-	caps := []string{"CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"}
-	b.Spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Ambient: caps}
 }
 
 // cgroupFile prints the first of the files of a cgroup that exists; version 1
@@ -303,10 +309,23 @@ func limitProbes() []probe {
 		{"tmpfs counts", "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2> /dev/null && (exec head -c 40000000 /dev/zero | tail -c 39999999 > /dev/null); ls -s /dev/shm/x > /dev/null; rm /dev/shm/x"},
 		{"still alive", "echo yes"},
 		{"rlimits hold", "ulimit -n; ulimit -n 400; i=3; while [ $i -lt 250 ]; do eval \"exec $i< /dev/null\" || break; i=$((i+1)); done; echo $i"},
-		{"capabilities", "grep Cap /proc/1/status"},
 		// Last: the shell gives up when it cannot fork, and leaves the children.
-		{"too many processes", "n=0; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25; do sleep 3 & n=$((n+1)); echo $n; done; kill $(jobs -p)"},
+		{"too many processes", "n=0; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25; do sleep 100 & n=$((n+1)); echo $n; done; kill $(jobs -p)"},
 	}
+}
+
+// unset leaves out or half out what a container is not required to have.
+func unset(_ *testing.T, b *bundle) {
+	// Ambient but not inheritable, as `runc spec` writes them.
+	caps := []string{"CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"}
+	b.Spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Ambient: caps}
+	b.Spec.Process.Cwd = "/made/by/the/runtime"
+	b.Spec.Process.Env = nil
+	b.Spec.Process.User = specs.User{UID: 4321, GID: 1234}
+	b.Spec.Process.Args[0] = "/bin/sh"
+	b.Spec.Hostname = ""
+	b.Spec.Linux.MaskedPaths, b.Spec.Linux.ReadonlyPaths, b.Spec.Linux.Resources = nil, nil, nil
+	b.Spec.Mounts = b.Spec.Mounts[:1]
 }
 
 func memoryLimit(_ *testing.T, b *bundle) {
