@@ -40,7 +40,7 @@ func TestArguments(t *testing.T) {
 	}{
 		{"q35 with 9p, emulated", func(*vmm.Config, *backends) {}, `-M q35,graphics=off,sata=off,smbus=off,usb=off,vmport=off,hpet=off,i8042=off,memory-backend=ram
 -accel tcg,thread=multi,tb-size=128
--cpu max
+-cpu max,erms=off
 -smp 2
 -m 512
 -object memory-backend-ram,id=ram,size=512M
