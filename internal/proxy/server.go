@@ -169,9 +169,16 @@ func (s *server) accept(ctx context.Context, l link.Listener, conns *connListene
 
 // Boot implements the Proxy service.
 func (s *server) Boot(ctx context.Context, r *proxyv1.BootRequest) (*proxyv1.BootResponse, error) {
+	ctx, done, err := s.sb.Begin(ctx, 0)
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	defer done()
 	s.mu.Lock()
 	again := s.boot != nil
-	s.boot = r
+	if !again {
+		s.boot = r
+	}
 	s.mu.Unlock()
 	if again {
 		return nil, status.Error(codes.FailedPrecondition, "the sandbox has been booted already")
@@ -208,6 +215,12 @@ func (s *server) Boot(ctx context.Context, r *proxyv1.BootRequest) (*proxyv1.Boo
 
 // Create implements the Proxy service.
 func (s *server) Create(ctx context.Context, r *proxyv1.CreateRequest) (*proxyv1.CreateResponse, error) {
+	// Serve must not look for watchers and logs while they are still to come.
+	ctx, done, err := s.sb.Begin(ctx, 0)
+	if err != nil {
+		return nil, s.refuse(err)
+	}
+	defer done()
 	o := sandbox.ContainerOptions{
 		ID: r.GetId(), Bundle: r.GetBundle(),
 		Stdio: sandbox.Stdio{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr()},

@@ -53,7 +53,7 @@ type BootOptions struct {
 // Boot starts the virtual machine and prepares the guest. On error the sandbox
 // can only be closed. The error tells all that is known of the failure.
 func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
-	ctx, done, err := s.begin(ctx, 0)
+	ctx, done, err := s.Begin(ctx, 0)
 	if err != nil {
 		return s.explain(err)
 	}

@@ -69,7 +69,7 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 		return nil, fmt.Errorf("create container: %w", err)
 	}
 	defer s.trace.phase("create container")()
-	ctx, done, err := s.begin(ctx, s.createTimeout())
+	ctx, done, err := s.Begin(ctx, s.createTimeout())
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
 	}

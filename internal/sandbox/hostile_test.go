@@ -9,11 +9,11 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unicode"
@@ -24,6 +24,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/sandbox/sandboxtest"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"google.golang.org/grpc/codes"
 )
@@ -58,13 +59,13 @@ func within(t *testing.T, what string, f func() error) error {
 type rig struct {
 	*Sandbox
 	dir     string // of all that the test makes
-	machine *machine
-	guest   *guest
+	machine *sandboxtest.Machine
+	guest   *sandboxtest.Guest
 }
 
 // newRig makes a sandbox with the given timeouts, and checks at the end of the
 // test that it can be closed and that nothing is left.
-func newRig(t *testing.T, boot, create int, serve func(*machine, net.Conn)) *rig {
+func newRig(t *testing.T, boot, create int, serve func(*sandboxtest.Machine)) *rig {
 	t.Helper()
 	needRoot(t)
 	// t.TempDir has the test's name in it: too long for the path of a socket.
@@ -88,7 +89,7 @@ func newRig(t *testing.T, boot, create int, serve func(*machine, net.Conn)) *rig
 		Accel:      func(context.Context) vmm.Accel { return vmm.AccelTCG },
 		NewMachine: func(vmm.Config, *slog.Logger) (vmm.Machine, error) {
 			var err error
-			r.machine, err = newMachine(serve)
+			r.machine, err = sandboxtest.NewMachine(serve)
 			return r.machine, err
 		},
 	}
@@ -107,10 +108,10 @@ func newRig(t *testing.T, boot, create int, serve func(*machine, net.Conn)) *rig
 }
 
 // newGuestRig is newRig with a guest that has the given faults.
-func newGuestRig(t *testing.T, boot, create int, faults map[string]fault) *rig {
+func newGuestRig(t *testing.T, boot, create int, faults map[string]sandboxtest.Fault) *rig {
 	t.Helper()
-	g := &guest{faults: faults}
-	r := newRig(t, boot, create, g.serve)
+	g := &sandboxtest.Guest{Faults: faults}
+	r := newRig(t, boot, create, g.Serve)
 	r.guest = g
 	return r
 }
@@ -132,7 +133,7 @@ func (r *rig) close(t *testing.T) {
 	default:
 		t.Error("the sandbox is closed but not dead")
 	}
-	if r.machine != nil && !r.machine.ended() {
+	if r.machine != nil && !r.machine.Ended() {
 		t.Error("the machine still runs")
 	}
 	entries, err := os.ReadDir(r.conf.Runtime.StateDir)
@@ -223,51 +224,55 @@ var nasty = "\x1b]0;owned\a\u009b31m\r\n\u2028 you see me " + strings.Repeat("A"
 // reason wherever the fault made it fail.
 var faults = []struct {
 	name   string
-	fault  fault
+	fault  sandboxtest.Fault
 	reason string // empty: the answer is as good as a right one
 }{
-	{"machine dies", func(g *guest, _ *call) { g.machine.end(errKilled) }, errKilled.Error()},
-	{"machine powers off", func(g *guest, _ *call) { g.machine.end(nil) }, "powered off"},
-	{"agent hangs up", func(g *guest, _ *call) { _ = g.machine.far.Close() }, "link"},
-	{"rpc stream ends", func(_ *guest, c *call) { _ = c.conn.Close() }, "link"},
-	{"no answer", func(*guest, *call) {}, "did not answer"},
-	{"garbage on the link", func(g *guest, _ *call) { _, _ = io.CopyN(g.machine.far, rand.Reader, 64<<10) }, "link"},
-	{"garbage on the rpc stream", func(_ *guest, c *call) {
+	{"machine dies", func(g *sandboxtest.Guest, _ *sandboxtest.Call) { g.Machine.End(sandboxtest.ErrKilled) }, sandboxtest.ErrKilled.Error()},
+	{"machine powers off", func(g *sandboxtest.Guest, _ *sandboxtest.Call) { g.Machine.End(nil) }, "powered off"},
+	{"agent hangs up", func(g *sandboxtest.Guest, _ *sandboxtest.Call) { _ = g.Machine.Port.Close() }, "link"},
+	{"rpc stream ends", func(_ *sandboxtest.Guest, c *sandboxtest.Call) { _ = c.Conn.Close() }, "link"},
+	{"no answer", func(*sandboxtest.Guest, *sandboxtest.Call) {}, "did not answer"},
+	{"garbage on the link", func(g *sandboxtest.Guest, _ *sandboxtest.Call) { _, _ = io.CopyN(g.Machine.Port, rand.Reader, 64<<10) }, "link"},
+	{"garbage on the rpc stream", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
 		for i := range 100 {
-			c.raw(append(frame(100, c.stream, byte(i)), strings.Repeat("\xff", 100)...))
+			c.Raw(append(sandboxtest.Frame(100, c.Stream, byte(i)), strings.Repeat("\xff", 100)...))
 		}
 	}, "agent"},
-	{"answer to another call", func(_ *guest, c *call) {
+	{"answer to another call", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
 		for id := range uint32(50) {
-			if id != c.stream {
-				c.send(id, typeResponse, response(nil, nil))
+			if id != c.Stream {
+				c.Send(id, sandboxtest.TypeResponse, sandboxtest.Response(nil, nil))
 			}
 		}
 	}, "did not answer"},
-	{"answer twice", func(_ *guest, c *call) {
-		c.reply(&agentv1.WaitProcessResponse{ExitCode: 3})
-		c.reply(&agentv1.WaitProcessResponse{ExitCode: 4})
+	{"answer twice", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+		c.Reply(&agentv1.WaitProcessResponse{ExitCode: 3})
+		c.Reply(&agentv1.WaitProcessResponse{ExitCode: 4})
 	}, ""},
-	{"answer that is not protobuf", func(_ *guest, c *call) {
-		c.send(c.stream, typeResponse, []byte(strings.Repeat("\xff", 100)))
+	{"answer that is not protobuf", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+		c.Send(c.Stream, sandboxtest.TypeResponse, []byte(strings.Repeat("\xff", 100)))
 	}, "agent"},
-	{"payload that is not protobuf", func(_ *guest, c *call) {
-		c.send(c.stream, typeResponse, response([]byte("\xff\xff\xff"), nil))
+	{"payload that is not protobuf", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+		c.Send(c.Stream, sandboxtest.TypeResponse, sandboxtest.Response([]byte("\xff\xff\xff"), nil))
 	}, "agent"},
-	{"data instead of an answer", func(_ *guest, c *call) { c.send(c.stream, typeData, []byte("hello")) }, "agent"},
-	{"too long an answer", func(_ *guest, c *call) { c.send(c.stream, typeResponse, make([]byte, 5<<20)) }, "exceed"},
-	{"answer of 4 GiB that does not come", func(_ *guest, c *call) {
-		c.raw(frame(1<<32-1, c.stream, typeResponse))
+	{"data instead of an answer", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+		c.Send(c.Stream, sandboxtest.TypeData, []byte("hello"))
+	}, "agent"},
+	{"too long an answer", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+		c.Send(c.Stream, sandboxtest.TypeResponse, make([]byte, 5<<20))
+	}, "exceed"},
+	{"answer of 4 GiB that does not come", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+		c.Raw(sandboxtest.Frame(1<<32-1, c.Stream, sandboxtest.TypeResponse))
 	}, "did not answer"},
-	{"half an answer", func(_ *guest, c *call) {
-		c.raw(append(frame(100, c.stream, typeResponse), 1, 2, 3))
-		_ = c.conn.Close()
+	{"half an answer", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+		c.Raw(append(sandboxtest.Frame(100, c.Stream, sandboxtest.TypeResponse), 1, 2, 3))
+		_ = c.Conn.Close()
 	}, "agent"},
-	{"error with a nasty text", func(_ *guest, c *call) { c.fail(codes.Internal, nasty) }, "you see me"},
-	{"error without a text", func(_ *guest, c *call) { c.fail(codes.Internal, "") }, "Internal"},
-	{"error of an unknown code", func(_ *guest, c *call) { c.fail(123456, "you see me") }, "you see me"},
-	{"not found", func(_ *guest, c *call) { c.fail(codes.NotFound, nasty) }, "you see me"},
-	{"deadline exceeded", func(_ *guest, c *call) { c.fail(codes.DeadlineExceeded, "you see me") }, "you see me"},
+	{"error with a nasty text", func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Fail(codes.Internal, nasty) }, "you see me"},
+	{"error without a text", func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Fail(codes.Internal, "") }, "Internal"},
+	{"error of an unknown code", func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Fail(123456, "you see me") }, "you see me"},
+	{"not found", func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Fail(codes.NotFound, nasty) }, "you see me"},
+	{"deadline exceeded", func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Fail(codes.DeadlineExceeded, "you see me") }, "you see me"},
 }
 
 // TestFaults goes through the life of a sandbox with each fault in each call.
@@ -285,7 +290,7 @@ func TestFaults(t *testing.T) {
 						create = short
 					}
 				}
-				live(t, newGuestRig(t, boot, create, map[string]fault{method: f.fault}), method, f.reason)
+				live(t, newGuestRig(t, boot, create, map[string]sandboxtest.Fault{method: f.fault}), method, f.reason)
 			})
 		}
 	}
@@ -336,7 +341,7 @@ func live(t *testing.T, r *rig, method, reason string) {
 		return
 	}
 	if method != "WaitProcess" {
-		r.guest.exit(7, time.Now())
+		r.guest.Exit(7, time.Now())
 	} else if reason == "did not answer" {
 		return // a process may run for ever; Close ends it
 	}
@@ -376,24 +381,24 @@ func TestFaultyLink(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name   string
-		serve  func(*machine, net.Conn)
+		serve  func(*sandboxtest.Machine)
 		reason string
 	}{
-		{"says nothing", func(m *machine, _ net.Conn) { <-m.done }, "did not answer"},
-		{"hangs up", func(_ *machine, c net.Conn) { _ = c.Close() }, "link"},
-		{"machine dies", func(m *machine, _ net.Conn) { m.end(errKilled) }, errKilled.Error()},
-		{"greets with half a word", func(m *machine, c net.Conn) { _, _ = c.Write(hello(1)[:5]); <-m.done }, "did not answer"},
-		{"greets with half a word and hangs up", func(_ *machine, c net.Conn) { _, _ = c.Write(hello(1)[:5]); _ = c.Close() }, "link"},
-		{"greets with garbage", func(m *machine, c net.Conn) { _, _ = io.CopyN(c, rand.Reader, 1<<20); <-m.done }, "link"},
-		{"greets with a nasty text", func(m *machine, c net.Conn) { _, _ = c.Write([]byte(nasty)); <-m.done }, "link"},
-		{"speaks another version", func(m *machine, c net.Conn) { _, _ = c.Write(hello(77)); <-m.done }, "version"},
-		{"greets and is silent", func(m *machine, c net.Conn) { _, _ = c.Write(hello(1)); <-m.done }, "did not answer"},
-		{"greets and hangs up", func(_ *machine, c net.Conn) { _, _ = c.Write(hello(1)); _ = c.Close() }, "link"},
-		{"greets and dies", func(m *machine, c net.Conn) { _, _ = c.Write(hello(1)); m.end(errKilled) }, errKilled.Error()},
-		{"greets and floods", func(_ *machine, c net.Conn) { _, _ = c.Write(hello(1)); _, _ = io.Copy(c, rand.Reader) }, "link"},
-		{"greets and opens streams itself", func(m *machine, c net.Conn) {
-			_, _ = c.Write(append(hello(1), 1, 0, 0, 1, 0, 0, 0, 1, 1))
-			<-m.done
+		{"says nothing", func(m *sandboxtest.Machine) { <-m.Done() }, "did not answer"},
+		{"hangs up", func(m *sandboxtest.Machine) { _ = m.Port.Close() }, "link"},
+		{"machine dies", func(m *sandboxtest.Machine) { m.End(sandboxtest.ErrKilled) }, sandboxtest.ErrKilled.Error()},
+		{"greets with half a word", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(1)[:5]); <-m.Done() }, "did not answer"},
+		{"greets with half a word and hangs up", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(1)[:5]); _ = m.Port.Close() }, "link"},
+		{"greets with garbage", func(m *sandboxtest.Machine) { _, _ = io.CopyN(m.Port, rand.Reader, 1<<20); <-m.Done() }, "link"},
+		{"greets with a nasty text", func(m *sandboxtest.Machine) { _, _ = m.Port.Write([]byte(nasty)); <-m.Done() }, "link"},
+		{"speaks another version", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(77)); <-m.Done() }, "version"},
+		{"greets and is silent", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(1)); <-m.Done() }, "did not answer"},
+		{"greets and hangs up", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(1)); _ = m.Port.Close() }, "link"},
+		{"greets and dies", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(1)); m.End(sandboxtest.ErrKilled) }, sandboxtest.ErrKilled.Error()},
+		{"greets and floods", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(1)); _, _ = io.Copy(m.Port, rand.Reader) }, "link"},
+		{"greets and opens streams itself", func(m *sandboxtest.Machine) {
+			_, _ = m.Port.Write(append(hello(1), 1, 0, 0, 1, 0, 0, 0, 1, 1))
+			<-m.Done()
 		}, "link"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -422,16 +427,18 @@ func TestDiesAtAnyTime(t *testing.T) {
 	for i := range 40 {
 		t.Run(strconv.Itoa(i), func(t *testing.T) {
 			t.Parallel()
-			g := &guest{}
-			r := newRig(t, long, long, func(m *machine, c net.Conn) {
-				m.work.Go(func() {
+			g := &sandboxtest.Guest{}
+			r := newRig(t, long, long, func(m *sandboxtest.Machine) {
+				var work sync.WaitGroup
+				defer work.Wait()
+				work.Go(func() {
 					select {
 					case <-time.After(time.Duration(i) * 500 * time.Microsecond):
-						m.end(errKilled)
-					case <-m.done:
+						m.End(sandboxtest.ErrKilled)
+					case <-m.Done():
 					}
 				})
-				g.serve(m, c)
+				g.Serve(m)
 			})
 			err := within(t, "a life", func() error {
 				if err := r.Boot(t.Context(), BootOptions{}); err != nil {
@@ -448,7 +455,7 @@ func TestDiesAtAnyTime(t *testing.T) {
 				return errors.New(c.Init().Exit().Reason)
 			})
 			t.Log(err)
-			checkReason(t, err.Error(), errKilled.Error())
+			checkReason(t, err.Error(), sandboxtest.ErrKilled.Error())
 		})
 	}
 }
@@ -505,7 +512,7 @@ func TestExits(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			r := newGuestRig(t, long, long, map[string]fault{"WaitProcess": func(_ *guest, c *call) { c.reply(tt.resp) }})
+			r := newGuestRig(t, long, long, map[string]sandboxtest.Fault{"WaitProcess": func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Reply(tt.resp) }})
 			c := r.started(t)
 			within(t, "end of the process", func() error { <-c.Init().Done(); return nil })
 			e := c.Init().Exit()
@@ -524,7 +531,7 @@ func TestExits(t *testing.T) {
 func TestEndlessOutput(t *testing.T) {
 	t.Parallel()
 	r := newGuestRig(t, long, long, nil)
-	r.guest.stdio = func(s link.Stream, _ link.Header) {
+	r.guest.Stdio = func(s link.Stream, _ link.Header) {
 		defer s.Close()
 		line := []byte(strings.Repeat("y\n", 8<<10))
 		for {
@@ -568,7 +575,7 @@ func TestEndlessOutput(t *testing.T) {
 func TestNoOutput(t *testing.T) {
 	t.Parallel()
 	r := newGuestRig(t, long, long, nil)
-	r.guest.stdio = func(s link.Stream, _ link.Header) { _, _ = io.Copy(io.Discard, s) }
+	r.guest.Stdio = func(s link.Stream, _ link.Header) { _, _ = io.Copy(io.Discard, s) }
 	c := r.started(t)
 	out, err := c.Init().OpenStdio(t.Context(), 1)
 	if err != nil {
@@ -576,7 +583,7 @@ func TestNoOutput(t *testing.T) {
 	}
 	read := make(chan error, 1)
 	go func() { _, err := io.Copy(io.Discard, out); read <- err }()
-	r.guest.exit(0, time.Now())
+	r.guest.Exit(0, time.Now())
 	within(t, "end of the process", func() error { <-c.Init().Done(); return nil })
 	r.close(t)
 	within(t, "reader", func() error { <-read; return nil })
@@ -599,7 +606,7 @@ func TestHooksAfterDeath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.machine.end(errKilled)
+	r.machine.End(sandboxtest.ErrKilled)
 	<-r.Dead()
 	if err := within(t, "Delete", func() error { return c.Delete(t.Context()) }); err != nil {
 		t.Errorf("Delete: %v", err)
@@ -618,8 +625,8 @@ func TestHooksAfterDeath(t *testing.T) {
 // go on while others wait for one.
 func TestStalledGuestDoesNotHoldUpTheRest(t *testing.T) {
 	t.Parallel()
-	stall := func(*guest, *call) {}
-	r := newGuestRig(t, long, long, map[string]fault{
+	stall := func(*sandboxtest.Guest, *sandboxtest.Call) {}
+	r := newGuestRig(t, long, long, map[string]sandboxtest.Fault{
 		"CreateExec": stall, "SignalProcess": stall, "PauseContainer": stall, "ResumeContainer": stall,
 		"StatsContainer": stall, "ListProcesses": stall, "UpdateContainer": stall, "ResizeTerminal": stall, "DeleteContainer": stall,
 	})
@@ -655,9 +662,11 @@ func TestStalledGuestDoesNotHoldUpTheRest(t *testing.T) {
 func TestNothingIsWrittenElsewhere(t *testing.T) {
 	t.Parallel()
 	path := "../../../" + t.Name()
-	say := func(_ *guest, c *call) { c.fail(codes.Internal, path) }
-	r := newGuestRig(t, long, long, map[string]fault{
-		"Details":         func(_ *guest, c *call) { c.reply(&agentv1.DetailsResponse{Version: path, KernelRelease: path}) },
+	say := func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Fail(codes.Internal, path) }
+	r := newGuestRig(t, long, long, map[string]sandboxtest.Fault{
+		"Details": func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+			c.Reply(&agentv1.DetailsResponse{Version: path, KernelRelease: path})
+		},
 		"CreateExec":      say,
 		"PauseContainer":  say,
 		"DeleteContainer": say,
@@ -666,7 +675,7 @@ func TestNothingIsWrittenElsewhere(t *testing.T) {
 	before := tree(t, r.dir, r.Dir())
 	_, _ = c.Exec(t.Context(), "e", &specs.Process{Args: []string{"x"}, Cwd: "/"}, Stdio{})
 	_ = c.Pause(t.Context())
-	r.guest.exit(0, time.Now())
+	r.guest.Exit(0, time.Now())
 	within(t, "end of the process", func() error { <-c.Init().Done(); return nil })
 	for f := range tree(t, r.dir, r.Dir()) {
 		if !before[f] {

@@ -77,7 +77,7 @@ func (p *Process) OpenStdio(ctx context.Context, fd int) (link.Stream, error) {
 // then ended, with code 127 or 126.
 func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 	s := p.c.s
-	ctx, done, err := s.begin(ctx, s.createTimeout())
+	ctx, done, err := s.Begin(ctx, s.createTimeout())
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", p.name(), err)
 	}

@@ -218,10 +218,11 @@ func (s *Sandbox) deadError() error {
 	return fmt.Errorf("%w: %w", ErrDead, s.death)
 }
 
-// begin begins an operation that makes something; done ends it. It is refused
-// when the sandbox has ended or is about to; the context ends when it does, or
-// after the timeout unless that is 0.
-func (s *Sandbox) begin(ctx context.Context, timeout time.Duration) (_ context.Context, done func(), err error) {
+// Begin begins an operation that makes something for the sandbox; done ends it.
+// It is refused when the sandbox has ended or is about to. The context ends
+// when Close is called, which then waits for done before it releases anything,
+// and after the timeout, unless that is 0.
+func (s *Sandbox) Begin(ctx context.Context, timeout time.Duration) (_ context.Context, done func(), err error) {
 	s.mu.Lock()
 	refused := s.closing || s.death != nil
 	if !refused {

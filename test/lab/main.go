@@ -138,15 +138,16 @@ func (l *lab) tests(ctx context.Context) ([]string, error) {
 	if _, err := os.Stat(filepath.Join(bin, "kata-runtime")); err != nil {
 		return nil, fmt.Errorf("%w; run `make build`", err)
 	}
-	script := "export KATA_BIN=" + quote(bin) + "\nstatus=0\necho '# kata-runtime check'\n" + quote(bin) + "/kata-runtime check || status=$?\n"
+	var script strings.Builder
+	fmt.Fprintf(&script, "export KATA_BIN=%[1]s\nstatus=0\necho '# kata-runtime check'\n%[1]s/kata-runtime check || status=$?\n", quote(bin))
 	for _, s := range suites {
 		program := filepath.Join(l.dir, strings.ReplaceAll(s, "/", "-")+".test")
 		if err := goTool(ctx, "test", "-c", "-tags", "integration", "-o", program, "./"+s); err != nil {
 			return nil, err
 		}
-		script += fmt.Sprintf("echo '# %s'\n(cd %s && %s -test.v -test.timeout 0) || status=$?\n", s, s, quote(program))
+		fmt.Fprintf(&script, "echo '# %s'\n(cd %s && %s -test.v -test.timeout 0) || status=$?\n", s, s, quote(program))
 	}
-	return []string{"sh", "-c", script + "exit $status"}, nil
+	return []string{"sh", "-c", script.String() + "exit $status"}, nil
 }
 
 // quote makes s one word for a shell.

@@ -51,7 +51,7 @@ func main() {
 }
 
 func run() (code int, err error) {
-	if err := mount("proc", "/proc", "proc", 0, ""); err != nil {
+	if err := mount("proc", "/proc", "proc", ""); err != nil {
 		return 0, err
 	}
 	line, err := boot.ReadCommandLine()
@@ -90,7 +90,7 @@ func enterHost() error {
 		{"root", "/host", "9p", "trans=virtio,version=9p2000.L,msize=524288,cache=loose,ro"},
 		{"lab", "/rw", "tmpfs", "size=75%"},
 	} {
-		if err := mount(m.source, m.target, m.fstype, 0, m.data); err != nil {
+		if err := mount(m.source, m.target, m.fstype, m.data); err != nil {
 			return err
 		}
 	}
@@ -99,7 +99,7 @@ func enterHost() error {
 			return err
 		}
 	}
-	if err := mount("lab", "/new", "overlay", 0, "lowerdir=/host,upperdir=/rw/upper,workdir=/rw/work"); err != nil {
+	if err := mount("lab", "/new", "overlay", "lowerdir=/host,upperdir=/rw/upper,workdir=/rw/work"); err != nil {
 		return err
 	}
 	// The kernel's threads share our root, so modprobe is found when the
@@ -133,7 +133,7 @@ func populate(j job) error {
 		{"/var/tmp", "tmpfs", "mode=1777"},
 		{"/var/lib/kata", "tmpfs", "mode=0755"},
 	} {
-		if err := mount(m.fstype, m.target, m.fstype, 0, m.data); err != nil {
+		if err := mount(m.fstype, m.target, m.fstype, m.data); err != nil {
 			return err
 		}
 	}
@@ -165,11 +165,11 @@ func populate(j job) error {
 	return nil
 }
 
-func mount(source, target, fstype string, flags uintptr, data string) error {
+func mount(source, target, fstype, data string) error {
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mount(source, target, fstype, flags, data); err != nil {
+	if err := unix.Mount(source, target, fstype, 0, data); err != nil {
 		return fmt.Errorf("mount %s: %w", target, err)
 	}
 	return nil
