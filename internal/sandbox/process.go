@@ -7,6 +7,7 @@ import (
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"golang.org/x/sys/unix"
 )
 
 // Exit is how a process ended.
@@ -122,7 +123,8 @@ func (p *Process) wait() {
 	}
 	// A code that no process can have must not become a success.
 	e := Exit{Code: min(resp.GetExitCode(), 255), At: time.Unix(0, resp.GetExitedAt()), OOMKilled: resp.GetOomKilled()}
-	if e.OOMKilled {
+	// Of the processes that the limit killed, this was one if it died so.
+	if e.OOMKilled && e.Code == 128+uint32(unix.SIGKILL) {
 		e.Reason = "killed for exceeding its memory limit (OOM)"
 	}
 	// The guest's clock is the guest's word: an end in the future, or before
