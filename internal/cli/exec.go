@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
@@ -115,18 +116,42 @@ func (a *app) execProcess(r record, command []string, fl execFlags) (*specs.Proc
 	if fl.workdir != "" {
 		p.Cwd = fl.workdir
 	}
-	if p.Env, err = runflags.MergeEnv(p.Env, fl.env, fl.tty); err != nil {
-		return nil, err
+	if fl.user != "" {
+		files, err := a.filesOf(r)
+		if err != nil {
+			return nil, err
+		}
+		if err := become(&p, files, fl.user); err != nil {
+			return nil, err
+		}
 	}
-	if fl.user == "" {
-		return &p, nil
-	}
-	files, err := a.filesOf(r)
-	if err != nil {
-		return nil, err
-	}
-	p.User, err = runflags.ResolveUser(files, fl.user, nil)
+	p.Env, err = runflags.MergeEnv(p.Env, fl.env, fl.tty)
 	return &p, err
+}
+
+// become makes a process that of another user, with the capabilities of that
+// user and, unless the container has a home of its own choice, with its home.
+func become(p *specs.Process, files runflags.Files, user string) error {
+	u, err := runflags.ResolveUser(files, user, nil)
+	if err != nil {
+		return err
+	}
+	old, err := runflags.Home(files, fmt.Sprint(p.User.UID))
+	if err != nil {
+		return err
+	}
+	home, err := runflags.Home(files, user)
+	if err != nil {
+		return err
+	}
+	p.User = u
+	if p.Capabilities != nil {
+		p.Capabilities = runflags.Capabilities(p.Capabilities.Bounding, u.UID)
+	}
+	if slices.Contains(p.Env, "HOME="+old) {
+		p.Env, err = runflags.MergeEnv(p.Env, []string{"HOME=" + home}, false)
+	}
+	return err
 }
 
 // filesOf shows the files of a container as it sees them now.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/proxy"
@@ -24,6 +25,7 @@ func (a *app) gcCommand() *cobra.Command {
 			log := slog.New(slog.NewTextHandler(a.errOut, &slog.HandlerOptions{Level: slog.LevelWarn}))
 			rep, err := cleanup.GC(cmd.Context(), a.conf.Runtime.StateDir, log, proxy.Releasers(a.conf))
 			fmt.Fprintf(a.out, "sandboxes: %d removed, %d running, %d kept\n", len(rep.Removed), len(rep.Alive), len(rep.Kept))
+			err = errors.Join(err, a.containers.sweep())
 			dirs, derr := a.containers.dirs()
 			if derr != nil {
 				return errors.Join(err, derr)
@@ -35,8 +37,26 @@ func (a *app) gcCommand() *cobra.Command {
 	}
 }
 
-// collect removes what a sandbox whose kata-proxy has died left on the host.
+// endTimeout bounds the end of a sandbox, in which the last output of its
+// container is still written to the log.
+const endTimeout = 30 * time.Second
+
+// collect returns when the sandbox has gone, and with it what it left on the
+// host, should its kata-proxy have died.
 func (a *app) collect(ctx context.Context, id string) error {
-	_, err := cleanup.Collect(ctx, filepath.Join(a.conf.Runtime.StateDir, id), slog.New(slog.DiscardHandler), proxy.Releasers(a.conf))
-	return err
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for {
+		alive, err := cleanup.Collect(ctx, filepath.Join(a.conf.Runtime.StateDir, id), slog.New(slog.DiscardHandler), proxy.Releasers(a.conf))
+		if err != nil || !alive {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return fmt.Errorf("the sandbox of container %s does not end: %w; `kata rm -f %s` ends it by force", short(id), ctx.Err(), short(id))
+		}
+	}
 }

@@ -103,7 +103,11 @@ func (a *app) dial(ctx context.Context, r record) (*proxy.Client, error) {
 	if c := a.containers.condition(r); !c.running() {
 		return nil, fmt.Errorf("container %s is not running: it is %s", r.Name, c)
 	}
-	return proxy.Dial(ctx, a.conf.Runtime.StateDir, r.ID)
+	c, err := proxy.Dial(ctx, a.conf.Runtime.StateDir, r.ID)
+	if errors.Is(err, sandbox.ErrNotFound) { // it has ended meanwhile
+		return nil, fmt.Errorf("container %s is not running: it is %s", r.Name, a.containers.condition(r))
+	}
+	return c, err
 }
 
 func (a *app) stopCommand() *cobra.Command {
@@ -122,40 +126,39 @@ func (a *app) stopCommand() *cobra.Command {
 
 // stop ends a container and returns when its sandbox has gone.
 func (a *app) stop(ctx context.Context, r record, grace time.Duration) error {
-	if !a.containers.condition(r).running() {
-		return nil // as docker stop: nothing to do is no error
-	}
 	c, err := a.dial(ctx, r)
 	if err != nil {
-		return err
+		if a.containers.condition(r).status != sandbox.StatusStopped {
+			return err
+		}
+		return a.collect(ctx, r.ID) // as docker stop: nothing to do is no error
 	}
 	defer c.Close()
+	ended := false
 	if grace > 0 {
-		if _, err := c.Signal(ctx, &proxyv1.SignalRequest{Container: r.ID, Signal: uint32(r.StopSignal)}); err != nil {
-			return fmt.Errorf("stop container %s: %w", r.Name, proxy.Explain(err))
+		if err := a.signal(ctx, c, r, r.StopSignal); err != nil {
+			return err
 		}
 		waitCtx, cancel := context.WithTimeout(ctx, grace)
-		_, err = c.Wait(waitCtx, &proxyv1.WaitRequest{Container: r.ID})
+		_, err := c.Wait(waitCtx, &proxyv1.WaitRequest{Container: r.ID})
+		ended = err == nil
 		cancel()
 	}
-	if grace == 0 || err != nil {
-		if _, err := c.Signal(ctx, &proxyv1.SignalRequest{Container: r.ID, Signal: uint32(unix.SIGKILL)}); err != nil {
-			return fmt.Errorf("stop container %s: %w", r.Name, proxy.Explain(err))
+	if !ended {
+		if err := a.signal(ctx, c, r, int(unix.SIGKILL)); err != nil {
+			return err
 		}
 	}
-	return waitGone(ctx, c, r)
+	return a.collect(ctx, r.ID)
 }
 
-// waitGone waits until the sandbox of a container has ended.
-func waitGone(ctx context.Context, c *proxy.Client, r record) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	select {
-	case <-c.Gone():
+// signal sends a signal to a container that may have just ended.
+func (a *app) signal(ctx context.Context, c *proxy.Client, r record, sig int) error {
+	_, err := c.Signal(ctx, &proxyv1.SignalRequest{Container: r.ID, Signal: uint32(sig)})
+	if err == nil || !a.containers.condition(r).running() {
 		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("container %s: its sandbox does not end; `kata rm -f %s` ends it by force", r.Name, r.Name)
 	}
+	return fmt.Errorf("send a signal to container %s: %w", r.Name, proxy.Explain(err))
 }
 
 func (a *app) killCommand() *cobra.Command {
@@ -175,10 +178,7 @@ func (a *app) killCommand() *cobra.Command {
 					return err
 				}
 				defer c.Close()
-				if _, err := c.Signal(cmd.Context(), &proxyv1.SignalRequest{Container: r.ID, Signal: uint32(n)}); err != nil {
-					return fmt.Errorf("kill container %s: %w", r.Name, proxy.Explain(err))
-				}
-				return nil
+				return a.signal(cmd.Context(), c, r, n)
 			})
 		},
 	}
@@ -201,29 +201,23 @@ func (a *app) rmCommand() *cobra.Command {
 }
 
 func (a *app) rm(ctx context.Context, r record, force bool) error {
-	if a.containers.condition(r).running() {
-		if !force {
-			return fmt.Errorf("container %s is running; stop it first or use `kata rm -f`", r.Name)
-		}
+	if force {
 		if err := a.shutdown(ctx, r); err != nil {
 			return err
 		}
+	} else if c := a.containers.condition(r); c.running() || c.status == sandbox.StatusCreating {
+		return fmt.Errorf("container %s is %s; stop it first or use `kata rm -f`", r.Name, c)
 	}
-	// What a crash left behind goes with the container.
+	// It may be about to end still; and what a crash left goes with it.
 	if err := a.collect(ctx, r.ID); err != nil {
 		return fmt.Errorf("remove container %s: %w", r.Name, err)
 	}
-	if r.Remove { // its kata-proxy removes the directory; do it if that was too late
-		if _, err := a.containers.find(r.ID); err != nil {
-			return nil //nolint:nilerr // gone is what was asked for
-		}
-	}
-	return a.containers.remove(r.ID)
+	return a.containers.remove(r.ID) // no error when --rm was faster
 }
 
-// shutdown ends a sandbox now, without asking the container.
+// shutdown ends a sandbox now, if it is there, without asking the container.
 func (a *app) shutdown(ctx context.Context, r record) error {
-	c, err := a.dial(ctx, r)
+	c, err := proxy.Dial(ctx, a.conf.Runtime.StateDir, r.ID)
 	if errors.Is(err, sandbox.ErrNotFound) {
 		return nil
 	}
@@ -231,7 +225,7 @@ func (a *app) shutdown(ctx context.Context, r record) error {
 		return err
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
 	if err := c.End(ctx); err != nil {
 		return fmt.Errorf("end container %s: %w", r.Name, err)

@@ -62,36 +62,96 @@ func newID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// create reserves the record's name and makes its directory.
-func (s store) create(r record) error {
+// create reserves the record's name and makes its directory, which the caller
+// holds until it calls letGo or ends: others see that the container is being
+// made, or run in the foreground.
+func (s store) create(r record) (letGo func(), err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return fmt.Errorf("create container: %w", err)
+		return nil, fmt.Errorf("create container: %w", err)
 	}
 	unlock, err := s.lock()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer unlock()
 	all, err := s.list()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, o := range all {
 		if r.Name != "" && o.Name == r.Name {
-			return fmt.Errorf("the name %q is in use by container %s; remove it with `kata rm %s` or choose another", r.Name, short(o.ID), r.Name)
+			return nil, fmt.Errorf("the name %q is in use by container %s; remove it with `kata rm %s` or choose another", r.Name, short(o.ID), r.Name)
 		}
 	}
 	if err := os.Mkdir(s.path(r.ID), 0o700); err != nil {
-		return fmt.Errorf("create container: %w", err)
+		return nil, fmt.Errorf("create container: %w", err)
 	}
-	b, err := json.MarshalIndent(r, "", "\t")
+	if letGo, err = s.write(r); err != nil {
+		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.remove(r.ID))
+	}
+	return letGo, nil
+}
+
+// write takes hold of the container's directory and writes its record.
+func (s store) write(r record) (letGo func(), err error) {
+	dir, err := os.Open(s.path(r.ID))
 	if err != nil {
-		return fmt.Errorf("create container: %w", err)
+		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(s.path(r.ID), recordFile), b, 0o600); err != nil {
-		return errors.Join(fmt.Errorf("create container: %w", err), s.remove(r.ID))
+	if err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		err = fmt.Errorf("lock: %w", err)
 	}
-	return nil
+	b, merr := json.MarshalIndent(r, "", "\t")
+	if err = errors.Join(err, merr); err == nil {
+		err = os.WriteFile(filepath.Join(s.path(r.ID), recordFile), b, 0o600)
+	}
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	return func() { _ = dir.Close() }, nil
+}
+
+// held tells whether the `kata run` that made the container still has hold of it.
+func (s store) held(id string) bool {
+	dir, err := os.Open(s.path(id))
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	return errors.Is(unix.Flock(int(dir.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
+
+// sweep removes the directories of containers that nobody can want: those of
+// interrupted `kata run --rm`, and those that have no record, of interrupted
+// creations and removals.
+func (s store) sweep() error {
+	unlock, err := s.lock()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("sweep containers: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if !e.IsDir() || s.held(e.Name()) {
+			continue
+		}
+		// A sandbox removes what is its own.
+		if _, err := os.Lstat(filepath.Join(s.stateDir, e.Name())); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		r, err := s.read(e.Name())
+		if err == nil && r.Remove || errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, s.remove(e.Name()))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // dirs are the directories of all containers.
@@ -130,21 +190,29 @@ func (s store) list() ([]record, error) {
 		if !e.IsDir() {
 			continue
 		}
-		b, err := os.ReadFile(filepath.Join(s.path(e.Name()), recordFile))
+		r, err := s.read(e.Name())
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // being made or being removed
 		}
 		if err != nil {
 			return nil, fmt.Errorf("list containers: %w", err)
 		}
-		var r record
-		if err := json.Unmarshal(b, &r); err != nil {
-			return nil, fmt.Errorf("list containers: %s: %w", e.Name(), err)
-		}
 		rs = append(rs, r)
 	}
 	slices.SortFunc(rs, func(a, b record) int { return b.Created.Compare(a.Created) })
 	return rs, nil
+}
+
+func (s store) read(id string) (record, error) {
+	var r record
+	b, err := os.ReadFile(filepath.Join(s.path(id), recordFile))
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	if err != nil {
+		return record{}, fmt.Errorf("container %s: %w", short(id), err)
+	}
+	return r, nil
 }
 
 // find finds a container by name, id, or the beginning of an id.
@@ -206,7 +274,7 @@ func (s store) condition(r record) condition {
 			return condition{status: sandbox.StatusStopped, exit: &e}
 		}
 	}
-	if st.Alive {
+	if st.Alive || s.held(r.ID) {
 		return condition{status: sandbox.StatusCreating}
 	}
 	return condition{status: sandbox.StatusStopped}

@@ -61,6 +61,7 @@ type run struct {
 
 	record record
 	dir    string // of the container; its bundle
+	letGo  func() // of dir
 	plan   *runflags.Plan
 	mounts []*proxyv1.RootfsMount
 	client *proxy.Client
@@ -82,6 +83,7 @@ func (r *run) do(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	keep := false
+	defer r.letGo()
 	defer func() {
 		if !keep {
 			err = errors.Join(err, r.containers.remove(r.record.ID))
@@ -171,12 +173,13 @@ func (r *run) prepare(ctx context.Context, args []string) (err error) {
 	for _, p := range r.plan.Ports {
 		r.record.Ports = append(r.record.Ports, p.String())
 	}
-	if err := r.containers.create(r.record); err != nil {
+	if r.letGo, err = r.containers.create(r.record); err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.containers.remove(id))
+			r.letGo()
 		}
 	}()
 	if r.rootfs == "" {
@@ -231,13 +234,19 @@ func (r *run) boot(ctx context.Context) (err error) {
 	if err != nil {
 		return proxy.Explain(err)
 	}
-	nameservers := r.plan.Nameservers
-	if len(nameservers) == 0 {
-		nameservers = resp.GetNameservers()
+	nf := runflags.NetFiles{
+		Hostname: r.plan.Hostname, Addresses: resp.GetAddresses(), Nameservers: resp.GetNameservers(), Search: resp.GetSearch(),
 	}
-	return runflags.WriteNetFiles(r.dir, runflags.NetFiles{
-		Hostname: r.plan.Hostname, Addresses: resp.GetAddresses(), Nameservers: nameservers, Search: resp.GetSearch(),
-	})
+	switch {
+	case len(r.plan.Nameservers) > 0:
+		nf.Nameservers = r.plan.Nameservers
+	case len(nf.Nameservers) == 0 && req.GetCni() != nil:
+		// The network has none of its own, as the default one.
+		if nf.Nameservers, nf.Search, err = runflags.HostResolver(); err != nil {
+			fmt.Fprintf(r.errOut, "kata: the container has no name server, give it one with --dns: %v\n", err)
+		}
+	}
+	return runflags.WriteNetFiles(r.dir, nf)
 }
 
 func (r *run) create(ctx context.Context, req *proxyv1.CreateRequest) error {
