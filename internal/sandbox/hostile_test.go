@@ -1,4 +1,4 @@
-package sandbox
+package sandbox_test
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -16,16 +15,12 @@ import (
 	"sync"
 	"testing"
 	"time"
-	"unicode"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
-	"github.com/seed-efd44b36/kata/internal/cleanup"
-	"github.com/seed-efd44b36/kata/internal/config"
-	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/sandbox/sandboxtest"
-	"github.com/seed-efd44b36/kata/internal/vmm"
 	"google.golang.org/grpc/codes"
 )
 
@@ -33,77 +28,24 @@ import (
 // it, write to it, or leave something on it. In all these tests the guest, or
 // its machine, does something else than it should.
 
-// patience is when a test calls something hung. Nothing here takes longer than
-// the timeouts of the configuration and the constants in sandbox.go.
-const patience = 60 * time.Second
-
-// Timeouts of the configuration in seconds: one that is never reached, and one
-// that is to be reached although the machine may be busy.
-const long, short = 60, 3
-
-// within fails the test if f does not return.
-func within(t *testing.T, what string, f func() error) error {
-	t.Helper()
-	errs := make(chan error, 1)
-	go func() { errs <- f() }() // ends with the test's process if it hangs
-	select {
-	case err := <-errs:
-		return err
-	case <-time.After(patience):
-		t.Fatalf("%s hangs", what)
-		return nil
-	}
-}
-
 // rig is a sandbox whose machine is a fake.
 type rig struct {
-	*Sandbox
-	dir     string // of all that the test makes
-	machine *sandboxtest.Machine
-	guest   *sandboxtest.Guest
+	*sandboxtest.Rig
+	*sandbox.Sandbox
+	guest *sandboxtest.Guest
 }
 
-// newRig makes a sandbox with the given timeouts, and checks at the end of the
-// test that it can be closed and that nothing is left.
+// newRig makes a sandbox with the given timeouts, which is closed at the end of
+// the test.
 func newRig(t *testing.T, boot, create int, serve func(*sandboxtest.Machine)) *rig {
 	t.Helper()
-	needRoot(t)
-	// t.TempDir has the test's name in it: too long for the path of a socket.
-	dir, err := os.MkdirTemp("", "hostile") //nolint:usetesting // see above
-	if err != nil {
+	r := &rig{Rig: sandboxtest.NewRig(t, serve)}
+	r.Options.Config.Runtime.BootTimeout, r.Options.Config.Runtime.CreateTimeout = boot, create
+	var err error
+	if r.Sandbox, err = sandbox.New(r.Options); err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{dir: dir}
-	conf := config.Default()
-	conf.Hypervisor.Accel, conf.Hypervisor.MachineType = "tcg", "q35"
-	conf.Hypervisor.SharedFS = "9p"
-	conf.Hypervisor.Vsock, conf.Hypervisor.VhostNet = "off", "off"
-	conf.Runtime.StateDir = filepath.Join(r.dir, "state")
-	conf.Runtime.CgroupParent = os.Getenv(ownNS)
-	conf.Runtime.BootTimeout, conf.Runtime.CreateTimeout = boot, create
-	o := Options{
-		ID: filepath.Base(r.dir), Config: conf,
-		Log:        slog.New(slog.NewTextHandler(t.Output(), nil)),
-		HostMounts: hostNS(t),
-		Image:      func(context.Context) (guestimage.Image, error) { return guestimage.Image{}, nil },
-		Accel:      func(context.Context) vmm.Accel { return vmm.AccelTCG },
-		NewMachine: func(vmm.Config, *slog.Logger) (vmm.Machine, error) {
-			var err error
-			r.machine, err = sandboxtest.NewMachine(serve)
-			return r.machine, err
-		},
-	}
-	s, err := New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Sandbox = s
-	t.Cleanup(func() {
-		r.close(t)
-		if err := cleanup.RemoveTree(r.dir); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { r.close(t) })
 	return r
 }
 
@@ -116,11 +58,10 @@ func newGuestRig(t *testing.T, boot, create int, faults map[string]sandboxtest.F
 	return r
 }
 
-// close closes the sandbox, with little patience for the guest, and looks for
-// what is left.
+// close closes the sandbox, with little patience for the guest.
 func (r *rig) close(t *testing.T) {
 	t.Helper()
-	err := within(t, "Close", func() error {
+	err := sandboxtest.Within(t, "Close", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 		defer cancel()
 		return r.Close(ctx)
@@ -133,60 +74,21 @@ func (r *rig) close(t *testing.T) {
 	default:
 		t.Error("the sandbox is closed but not dead")
 	}
-	if r.machine != nil && !r.machine.Ended() {
-		t.Error("the machine still runs")
-	}
-	entries, err := os.ReadDir(r.conf.Runtime.StateDir)
-	if err != nil || len(entries) > 0 {
-		t.Errorf("the state directory has %v, %v; want nothing", entries, err)
-	}
-	for _, h := range []string{"", "*/"} {
-		left, err := filepath.Glob("/sys/fs/cgroup/" + h + filepath.Join(os.Getenv(ownNS), r.ID()))
-		if err != nil || len(left) > 0 {
-			t.Errorf("cgroups are left: %v, %v", left, err)
-		}
-	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil || strings.Contains(string(mounts), r.dir) {
-		t.Errorf("mounts are left: %v\n%s", err, mounts)
-	}
-	if err := within(t, "second Close", func() error { return r.Close(context.Background()) }); err != nil {
+	if err := sandboxtest.Within(t, "second Close", func() error { return r.Close(context.Background()) }); err != nil {
 		t.Errorf("second Close: %v", err)
 	}
 }
 
 // bundle makes a container's bundle; change may be nil.
-func (r *rig) bundle(t *testing.T, id string, change func(*specs.Spec)) ContainerOptions {
+func (r *rig) bundle(t *testing.T, id string, change func(*specs.Spec)) sandbox.ContainerOptions {
 	t.Helper()
-	dir := filepath.Join(r.dir, "bundle-"+id)
-	sp := &specs.Spec{
-		Version: "1.2.0",
-		Process: &specs.Process{Args: []string{"sh"}, Cwd: "/"},
-		Root:    &specs.Root{Path: "rootfs"},
-		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
-			{Type: "pid"}, {Type: "mount"}, {Type: "ipc"}, {Type: "uts"}, {Type: "network"},
-		}},
-	}
-	if change != nil {
-		change(sp)
-	}
-	b, err := json.Marshal(sp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(filepath.Join(dir, "rootfs"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "config.json"), b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return ContainerOptions{ID: id, Bundle: dir, Stdio: Stdio{Stdout: true}}
+	return sandbox.ContainerOptions{ID: id, Bundle: r.Bundle(t, id, change), Stdio: sandbox.Stdio{Stdout: true}}
 }
 
 // started boots the sandbox and starts a container.
-func (r *rig) started(t *testing.T) *Container {
+func (r *rig) started(t *testing.T) *sandbox.Container {
 	t.Helper()
-	if err := r.Boot(t.Context(), BootOptions{}); err != nil {
+	if err := r.Boot(t.Context(), sandbox.BootOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c, err := r.Create(t.Context(), r.bundle(t, "c", nil))
@@ -197,24 +99,6 @@ func (r *rig) started(t *testing.T) *Container {
 		t.Fatal(err)
 	}
 	return c
-}
-
-// checkReason checks that a text for a person has the words that tell why, and
-// nothing that a terminal would act on.
-func checkReason(t *testing.T, text, want string) {
-	t.Helper()
-	if !strings.Contains(text, want) {
-		t.Errorf("the reason %q is not in:\n%s", want, text)
-	}
-	if len(text) > 16<<10 {
-		t.Errorf("the text has %d bytes", len(text))
-	}
-	for _, c := range text {
-		if unicode.IsControl(c) && c != '\n' {
-			t.Errorf("the text has the control character %q:\n%q", c, text)
-			break
-		}
-	}
 }
 
 // nasty is a text that must not reach a terminal as it is, nor whole.
@@ -258,7 +142,7 @@ var faults = []struct {
 	{"data instead of an answer", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
 		c.Send(c.Stream, sandboxtest.TypeData, []byte("hello"))
 	}, "agent"},
-	{"too long an answer", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+	{"too sandboxtest.Long an answer", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
 		c.Send(c.Stream, sandboxtest.TypeResponse, make([]byte, 5<<20))
 	}, "exceed"},
 	{"answer of 4 GiB that does not come", func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
@@ -281,13 +165,13 @@ func TestFaults(t *testing.T) {
 		for _, f := range faults {
 			t.Run(method+"/"+f.name, func(t *testing.T) {
 				t.Parallel()
-				boot, create := long, long
+				boot, create := sandboxtest.Long, sandboxtest.Long
 				if f.reason == "did not answer" {
 					switch method {
 					case "Details", "SetupSandbox":
-						boot = short
+						boot = sandboxtest.Short
 					case "CreateContainer", "StartProcess":
-						create = short
+						create = sandboxtest.Short
 					}
 				}
 				live(t, newGuestRig(t, boot, create, map[string]sandboxtest.Fault{method: f.fault}), method, f.reason)
@@ -316,28 +200,28 @@ func live(t *testing.T, r *rig, method, reason string) {
 		}
 		if err != nil {
 			t.Logf("%s: %v", step, err)
-			checkReason(t, err.Error(), reason)
+			sandboxtest.CheckReason(t, err.Error(), reason)
 		}
 		return err != nil
 	}
-	err := within(t, "Boot", func() error { return r.Boot(t.Context(), BootOptions{Hostname: "h"}) })
+	err := sandboxtest.Within(t, "Boot", func() error { return r.Boot(t.Context(), sandbox.BootOptions{Hostname: "h"}) })
 	if failed("Boot", err, "Details", "SetupSandbox") {
 		return
 	}
-	var c *Container
+	var c *sandbox.Container
 	o := r.bundle(t, "c", nil)
-	err = within(t, "Create", func() (err error) { c, err = r.Create(t.Context(), o); return err })
+	err = sandboxtest.Within(t, "Create", func() (err error) { c, err = r.Create(t.Context(), o); return err })
 	if failed("Create", err, "CreateContainer") {
-		if _, err := r.Container("c"); !errors.Is(err, ErrNotFound) {
+		if _, err := r.Container("c"); !errors.Is(err, sandbox.ErrNotFound) {
 			t.Errorf("container that could not be created is still there: %v", err)
 		}
 		return
 	}
 	p := c.Init()
-	err = within(t, "Start", func() error { _, err := p.Start(t.Context()); return err })
+	err = sandboxtest.Within(t, "Start", func() error { _, err := p.Start(t.Context()); return err })
 	if failed("Start", err, "StartProcess") {
-		within(t, "end of a process that could not be started", func() error { <-p.Done(); return nil })
-		checkReason(t, p.Exit().Reason, reason)
+		sandboxtest.Within(t, "end of a process that could not be started", func() error { <-p.Done(); return nil })
+		sandboxtest.CheckReason(t, p.Exit().Reason, reason)
 		return
 	}
 	if method != "WaitProcess" {
@@ -345,14 +229,14 @@ func live(t *testing.T, r *rig, method, reason string) {
 	} else if reason == "did not answer" {
 		return // a process may run for ever; Close ends it
 	}
-	within(t, "end of the process", func() error { <-p.Done(); return nil })
+	sandboxtest.Within(t, "end of the process", func() error { <-p.Done(); return nil })
 	e := p.Exit()
 	switch {
 	case method == "WaitProcess" && reason != "":
 		if e.Code == 0 {
 			t.Errorf("exit %+v: it counts as success", e)
 		}
-		checkReason(t, e.Reason, reason)
+		sandboxtest.CheckReason(t, e.Reason, reason)
 	case method == "WaitProcess":
 		if e.Code != 3 {
 			t.Errorf("exit %+v, want that which came first", e)
@@ -361,7 +245,7 @@ func live(t *testing.T, r *rig, method, reason string) {
 		t.Errorf("exit %+v, want 7", e)
 	}
 	// Delete succeeds whatever the guest says.
-	err = within(t, "Delete", func() error {
+	err = sandboxtest.Within(t, "Delete", func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		return c.Delete(ctx)
@@ -403,17 +287,17 @@ func TestFaultyLink(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			timeout := long
+			timeout := sandboxtest.Long
 			if tt.reason == "did not answer" {
-				timeout = short
+				timeout = sandboxtest.Short
 			}
-			r := newRig(t, timeout, long, tt.serve)
-			err := within(t, "Boot", func() error { return r.Boot(t.Context(), BootOptions{}) })
+			r := newRig(t, timeout, sandboxtest.Long, tt.serve)
+			err := sandboxtest.Within(t, "Boot", func() error { return r.Boot(t.Context(), sandbox.BootOptions{}) })
 			if err == nil {
 				t.Fatal("Boot: no error")
 			}
 			t.Log(err)
-			checkReason(t, err.Error(), tt.reason)
+			sandboxtest.CheckReason(t, err.Error(), tt.reason)
 			if !strings.Contains(err.Error(), "last words") || !strings.Contains(err.Error(), "next: ") {
 				t.Error("the guest's console or a next step is missing")
 			}
@@ -428,7 +312,7 @@ func TestDiesAtAnyTime(t *testing.T) {
 		t.Run(strconv.Itoa(i), func(t *testing.T) {
 			t.Parallel()
 			g := &sandboxtest.Guest{}
-			r := newRig(t, long, long, func(m *sandboxtest.Machine) {
+			r := newRig(t, sandboxtest.Long, sandboxtest.Long, func(m *sandboxtest.Machine) {
 				var work sync.WaitGroup
 				defer work.Wait()
 				work.Go(func() {
@@ -440,8 +324,8 @@ func TestDiesAtAnyTime(t *testing.T) {
 				})
 				g.Serve(m)
 			})
-			err := within(t, "a life", func() error {
-				if err := r.Boot(t.Context(), BootOptions{}); err != nil {
+			err := sandboxtest.Within(t, "a life", func() error {
+				if err := r.Boot(t.Context(), sandbox.BootOptions{}); err != nil {
 					return err
 				}
 				c, err := r.Create(t.Context(), r.bundle(t, "c", nil))
@@ -455,7 +339,7 @@ func TestDiesAtAnyTime(t *testing.T) {
 				return errors.New(c.Init().Exit().Reason)
 			})
 			t.Log(err)
-			checkReason(t, err.Error(), sandboxtest.ErrKilled.Error())
+			sandboxtest.CheckReason(t, err.Error(), sandboxtest.ErrKilled.Error())
 		})
 	}
 }
@@ -465,12 +349,12 @@ func TestCloseAtAnyTime(t *testing.T) {
 	for i := range 40 {
 		t.Run(strconv.Itoa(i), func(t *testing.T) {
 			t.Parallel()
-			r := newGuestRig(t, long, long, nil)
+			r := newGuestRig(t, sandboxtest.Long, sandboxtest.Long, nil)
 			ended := make(chan error, 1)
 			o := r.bundle(t, "c", nil)
 			go func() {
 				ended <- func() error {
-					if err := r.Boot(t.Context(), BootOptions{}); err != nil {
+					if err := r.Boot(t.Context(), sandbox.BootOptions{}); err != nil {
 						return err
 					}
 					c, err := r.Create(t.Context(), o)
@@ -485,12 +369,12 @@ func TestCloseAtAnyTime(t *testing.T) {
 				}()
 			}()
 			<-time.After(time.Duration(i) * 500 * time.Microsecond)
-			if err := within(t, "Close", func() error { return r.Close(t.Context()) }); err != nil {
+			if err := sandboxtest.Within(t, "Close", func() error { return r.Close(t.Context()) }); err != nil {
 				t.Errorf("Close: %v", err)
 			}
-			err := within(t, "a life", func() error { return <-ended })
+			err := sandboxtest.Within(t, "a life", func() error { return <-ended })
 			if err != nil {
-				checkReason(t, err.Error(), "ended")
+				sandboxtest.CheckReason(t, err.Error(), "ended")
 			}
 		})
 	}
@@ -512,9 +396,9 @@ func TestExits(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			r := newGuestRig(t, long, long, map[string]sandboxtest.Fault{"WaitProcess": func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Reply(tt.resp) }})
+			r := newGuestRig(t, sandboxtest.Long, sandboxtest.Long, map[string]sandboxtest.Fault{"WaitProcess": func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Reply(tt.resp) }})
 			c := r.started(t)
-			within(t, "end of the process", func() error { <-c.Init().Done(); return nil })
+			sandboxtest.Within(t, "end of the process", func() error { <-c.Init().Done(); return nil })
 			e := c.Init().Exit()
 			if e.Code != tt.code {
 				t.Errorf("exit code %d, want %d", e.Code, tt.code)
@@ -530,7 +414,7 @@ func TestExits(t *testing.T) {
 // host that reads and one that does not.
 func TestEndlessOutput(t *testing.T) {
 	t.Parallel()
-	r := newGuestRig(t, long, long, nil)
+	r := newGuestRig(t, sandboxtest.Long, sandboxtest.Long, nil)
 	r.guest.Stdio = func(s link.Stream, _ link.Header) {
 		defer s.Close()
 		line := []byte(strings.Repeat("y\n", 8<<10))
@@ -540,7 +424,7 @@ func TestEndlessOutput(t *testing.T) {
 			}
 		}
 	}
-	if err := r.Boot(t.Context(), BootOptions{}); err != nil {
+	if err := r.Boot(t.Context(), sandbox.BootOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	for _, id := range []string{"read", "unread"} {
@@ -574,7 +458,7 @@ func TestEndlessOutput(t *testing.T) {
 // TestNoOutput has a guest that neither writes nor ends its streams.
 func TestNoOutput(t *testing.T) {
 	t.Parallel()
-	r := newGuestRig(t, long, long, nil)
+	r := newGuestRig(t, sandboxtest.Long, sandboxtest.Long, nil)
 	r.guest.Stdio = func(s link.Stream, _ link.Header) { _, _ = io.Copy(io.Discard, s) }
 	c := r.started(t)
 	out, err := c.Init().OpenStdio(t.Context(), 1)
@@ -584,9 +468,9 @@ func TestNoOutput(t *testing.T) {
 	read := make(chan error, 1)
 	go func() { _, err := io.Copy(io.Discard, out); read <- err }()
 	r.guest.Exit(0, time.Now())
-	within(t, "end of the process", func() error { <-c.Init().Done(); return nil })
+	sandboxtest.Within(t, "end of the process", func() error { <-c.Init().Done(); return nil })
 	r.close(t)
-	within(t, "reader", func() error { <-read; return nil })
+	sandboxtest.Within(t, "reader", func() error { <-read; return nil })
 }
 
 // TestHooksAfterDeath: hooks must run, or be told not to have run, when there
@@ -595,9 +479,9 @@ func TestNoOutput(t *testing.T) {
 // It runs alone, since the tests share their process and thus a cgroup: another
 // sandbox that ends would kill the hook.
 func TestHooksAfterDeath(t *testing.T) {
-	r := newGuestRig(t, long, long, nil)
-	mark := filepath.Join(r.dir, "hook")
-	if err := r.Boot(t.Context(), BootOptions{}); err != nil {
+	r := newGuestRig(t, sandboxtest.Long, sandboxtest.Long, nil)
+	mark := filepath.Join(r.Rig.Dir, "hook")
+	if err := r.Boot(t.Context(), sandbox.BootOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c, err := r.Create(t.Context(), r.bundle(t, "c", func(s *specs.Spec) {
@@ -606,9 +490,9 @@ func TestHooksAfterDeath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.machine.End(sandboxtest.ErrKilled)
+	r.Machine.End(sandboxtest.ErrKilled)
 	<-r.Dead()
-	if err := within(t, "Delete", func() error { return c.Delete(t.Context()) }); err != nil {
+	if err := sandboxtest.Within(t, "Delete", func() error { return c.Delete(t.Context()) }); err != nil {
 		t.Errorf("Delete: %v", err)
 	}
 	var st specs.State
@@ -626,7 +510,7 @@ func TestHooksAfterDeath(t *testing.T) {
 func TestStalledGuestDoesNotHoldUpTheRest(t *testing.T) {
 	t.Parallel()
 	stall := func(*sandboxtest.Guest, *sandboxtest.Call) {}
-	r := newGuestRig(t, long, long, map[string]sandboxtest.Fault{
+	r := newGuestRig(t, sandboxtest.Long, sandboxtest.Long, map[string]sandboxtest.Fault{
 		"CreateExec": stall, "SignalProcess": stall, "PauseContainer": stall, "ResumeContainer": stall,
 		"StatsContainer": stall, "ListProcesses": stall, "UpdateContainer": stall, "ResizeTerminal": stall, "DeleteContainer": stall,
 	})
@@ -635,7 +519,7 @@ func TestStalledGuestDoesNotHoldUpTheRest(t *testing.T) {
 	defer cancel()
 	for name, f := range map[string]func() error{
 		"exec": func() error {
-			_, err := c.Exec(ctx, "e", &specs.Process{Args: []string{"x"}, Cwd: "/"}, Stdio{})
+			_, err := c.Exec(ctx, "e", &specs.Process{Args: []string{"x"}, Cwd: "/"}, sandbox.Stdio{})
 			return err
 		},
 		"signal": func() error { return c.Init().Signal(ctx, 9, true) },
@@ -645,14 +529,14 @@ func TestStalledGuestDoesNotHoldUpTheRest(t *testing.T) {
 		"update": func() error { return c.Update(ctx, &specs.LinuxResources{}) },
 		"resize": func() error { return c.Init().Resize(ctx, 1, 1) },
 	} {
-		err := within(t, name, f)
+		err := sandboxtest.Within(t, name, f)
 		if err == nil {
 			t.Errorf("%s: no error", name)
 			continue
 		}
-		checkReason(t, err.Error(), "did not answer")
+		sandboxtest.CheckReason(t, err.Error(), "did not answer")
 	}
-	if st, err := ReadState(r.conf.Runtime.StateDir, r.ID()); err != nil || !st.Alive || len(st.Containers) != 1 {
+	if st, err := sandbox.ReadState(r.Options.Config.Runtime.StateDir, r.ID()); err != nil || !st.Alive || len(st.Containers) != 1 {
 		t.Errorf("state: %+v, %v", st, err)
 	}
 }
@@ -663,7 +547,7 @@ func TestNothingIsWrittenElsewhere(t *testing.T) {
 	t.Parallel()
 	path := "../../../" + t.Name()
 	say := func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Fail(codes.Internal, path) }
-	r := newGuestRig(t, long, long, map[string]sandboxtest.Fault{
+	r := newGuestRig(t, sandboxtest.Long, sandboxtest.Long, map[string]sandboxtest.Fault{
 		"Details": func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
 			c.Reply(&agentv1.DetailsResponse{Version: path, KernelRelease: path})
 		},
@@ -672,12 +556,12 @@ func TestNothingIsWrittenElsewhere(t *testing.T) {
 		"DeleteContainer": say,
 	})
 	c := r.started(t)
-	before := tree(t, r.dir, r.Dir())
-	_, _ = c.Exec(t.Context(), "e", &specs.Process{Args: []string{"x"}, Cwd: "/"}, Stdio{})
+	before := tree(t, r.Rig.Dir, r.Sandbox.Dir())
+	_, _ = c.Exec(t.Context(), "e", &specs.Process{Args: []string{"x"}, Cwd: "/"}, sandbox.Stdio{})
 	_ = c.Pause(t.Context())
 	r.guest.Exit(0, time.Now())
-	within(t, "end of the process", func() error { <-c.Init().Done(); return nil })
-	for f := range tree(t, r.dir, r.Dir()) {
+	sandboxtest.Within(t, "end of the process", func() error { <-c.Init().Done(); return nil })
+	for f := range tree(t, r.Rig.Dir, r.Sandbox.Dir()) {
 		if !before[f] {
 			t.Errorf("%s is new", f)
 		}
