@@ -9,6 +9,7 @@
 package cgroup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -35,6 +36,10 @@ type Hierarchy struct {
 type Group struct {
 	root string
 	dir  string // absolute
+	// life ends when Delete has removed the group. The kernel does not tell those who
+	// watch the files of a group of its end, or not all kernels do.
+	life context.Context
+	end  context.CancelFunc
 
 	mu      sync.Mutex
 	devices *program // guarded by mu; what decides about devices, nil for all allowed
@@ -64,13 +69,20 @@ func (h Hierarchy) Create(name string, r *specs.LinuxResources) (*Group, error) 
 			return nil, fmt.Errorf("create cgroup %q: %w", name, err)
 		}
 	}
-	g := &Group{root: h.Root, dir: dir}
+	g := newGroup(h.Root, dir)
 	if err := g.apply(r, true); err != nil {
 		_ = unix.Rmdir(dir)
 		g.devices.close()
+		g.end()
 		return nil, fmt.Errorf("create cgroup %q: %w", name, err)
 	}
 	return g, nil
+}
+
+func newGroup(root, dir string) *Group {
+	g := &Group{root: root, dir: dir}
+	g.life, g.end = context.WithCancel(context.Background())
+	return g
 }
 
 // split checks a name and returns its components.
@@ -180,6 +192,19 @@ func (g *Group) setDevices(rules []specs.LinuxDeviceCgroup) error {
 
 // AddPID moves the process into the group.
 func (g *Group) AddPID(pid int) error { return addPID(g.dir, pid) }
+
+// Doors opens the cgroup.procs of the group and of the root for writing, for
+// processes to move themselves by writing "0". The caller closes the files.
+func (g *Group) Doors() (in, out *os.File, err error) {
+	if in, err = os.OpenFile(filepath.Join(g.dir, "cgroup.procs"), os.O_WRONLY, 0); err != nil {
+		return nil, nil, fmt.Errorf("open cgroup: %w", err)
+	}
+	if out, err = os.OpenFile(filepath.Join(g.root, "cgroup.procs"), os.O_WRONLY, 0); err != nil {
+		_ = in.Close()
+		return nil, nil, fmt.Errorf("open the root cgroup: %w", err)
+	}
+	return in, out, nil
+}
 
 // AddPIDBeside moves the process into the group that other, a process of g or of a
 // group below it, is in.

@@ -26,7 +26,7 @@ func fake(t *testing.T, files map[string]string) *Group {
 	for name, text := range files {
 		put(t, filepath.Join(dir, name), text)
 	}
-	return &Group{root: dir, dir: dir}
+	return newGroup(dir, dir)
 }
 
 func put(t *testing.T, name, text string) {
@@ -276,6 +276,13 @@ func TestLifeCycle(t *testing.T) {
 	if err := addPID(filepath.Join(g.Path(), "below"), sleep.Process.Pid); err != nil {
 		t.Fatal(err)
 	}
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		err := g.watch(ctx, "cgroup.stat", func() (bool, error) { return false, nil })
+		if !errors.Is(err, errRemoved) {
+			t.Errorf("a watch of a group that is deleted: got %v", err)
+		}
+	})
 	if err := g.Freeze(ctx); err != nil {
 		t.Error(err)
 	}
@@ -286,6 +293,7 @@ func TestLifeCycle(t *testing.T) {
 	if err := g.Delete(ctx); err != nil {
 		t.Error(err)
 	}
+	watcher.Wait()
 	if _, err := os.Stat(g.Path()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("after Delete: got %v", err)
 	}

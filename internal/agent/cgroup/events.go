@@ -37,8 +37,9 @@ func (g *Group) watch(ctx context.Context, file string, check func() (done bool,
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", file, err)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
+	wake := func() { _ = events.SetReadDeadline(time.Unix(1, 0)) }
+	defer context.AfterFunc(ctx, wake)()
+	defer context.AfterFunc(g.life, wake)()
 	buf := make([]byte, 16*unix.SizeofInotifyEvent)
 	for {
 		done, err := check()
@@ -51,6 +52,9 @@ func (g *Group) watch(ctx context.Context, file string, check func() (done bool,
 		n, err := events.Read(buf)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if g.life.Err() != nil {
+			return errRemoved
 		}
 		if err != nil {
 			return fmt.Errorf("watch %s: %w", file, err)
@@ -143,6 +147,7 @@ func (g *Group) Delete(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("delete cgroup %q: %w", g.dir, err)
 	}
+	g.end()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.devices.close()

@@ -63,13 +63,16 @@ func (j *Jailer) create(ctx context.Context, c Config) (*Container, error) {
 		plan.Join = append(plan.Join, flag)
 		join = append(join, other.pidfd)
 	}
-	container.init, err = j.start(ctx, b, plan, c.Stdio, join, func(pid int) error {
-		if c.Cgroup == nil {
-			return nil
+	if c.Cgroup != nil && plan.Unshare&unix.CLONE_NEWCGROUP != 0 {
+		in, out, err := c.Cgroup.Doors()
+		if err != nil {
+			return nil, err
 		}
-		return c.Cgroup.AddPID(pid)
-	})
-	if err != nil {
+		defer func() { _, _ = in.Close(), out.Close() }()
+		plan.CgroupDoors = true
+		join = append(join, in, out)
+	}
+	if container.init, err = container.prepare(ctx, b, plan, c.Stdio, join); err != nil {
 		return nil, err
 	}
 	if container.pidfd, err = container.init.worker.child.PidFD(); err != nil {
@@ -79,22 +82,18 @@ func (j *Jailer) create(ctx context.Context, c Config) (*Container, error) {
 	return container, nil
 }
 
-// start brings a process to the gate. On error it has been killed, though it may
+// prepare brings a process to the gate. On error it has been killed, though it may
 // not have been reaped yet.
-func (j *Jailer) start(ctx context.Context, b birth, p *inside.Plan, s Stdio, join []*os.File, place func(pid int) error) (*Process, error) {
-	w, err := j.worker(b)
+func (c *Container) prepare(ctx context.Context, b birth, p *inside.Plan, s Stdio, join []*os.File) (*Process, error) {
+	w, err := c.jailer.worker(b)
 	if err != nil {
-		return nil, err
-	}
-	if err := place(w.child.PID); err != nil {
-		w.discard()
 		return nil, err
 	}
 	terminal, err := w.prepare(ctx, p, s, join)
 	if err != nil {
 		return nil, err
 	}
-	return &Process{worker: w, terminal: terminal}, nil
+	return &Process{container: c, worker: w, terminal: terminal}, nil
 }
 
 // Init is the first process of the container. It exists as soon as the container.
@@ -148,7 +147,7 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (*Process, error) {
 		b.pidNamespace = c.pidfd
 	}
 	plan.Join = []int{c.enter &^ unix.CLONE_NEWPID}
-	p, err := c.jailer.start(ctx, b, plan, e.Stdio, []*os.File{c.pidfd}, c.place)
+	p, err := c.prepare(ctx, b, plan, e.Stdio, []*os.File{c.pidfd})
 	if errors.Is(err, unix.ESRCH) {
 		err = fmt.Errorf("the container is not running: %w", err)
 	}
@@ -228,19 +227,27 @@ func (c *Container) Delete(ctx context.Context) error {
 
 // Process is a process of a container. Its methods are safe for concurrent use.
 type Process struct {
-	worker   *worker
-	terminal *os.File
+	container *Container
+	worker    *worker
+	terminal  *os.File
 }
 
 // Start lets the process run its program, once. It returns when the program runs,
 // or with ErrNotFound or ErrPermission if it cannot; the process has then ended.
-func (p *Process) Start(ctx context.Context) error { return p.worker.open(ctx) }
+//
+// Only now it enters the container's cgroup: its threads might find no room there,
+// and a tight limit of CPU or memory would slow its preparation down or end it.
+func (p *Process) Start(ctx context.Context) error {
+	err := p.container.place(p.PID())
+	if err != nil && !errors.Is(err, unix.ESRCH) { // what has ended will not answer
+		p.discard()
+		return err
+	}
+	return p.worker.open(ctx)
+}
 
 // discard kills the process.
-func (p *Process) discard() {
-	_ = p.worker.conn.Close()
-	_ = p.worker.child.Signal(unix.SIGKILL)
-}
+func (p *Process) discard() { p.worker.discard() }
 
 // PID is the process's id in the agent's namespace.
 func (p *Process) PID() int { return p.worker.child.PID }

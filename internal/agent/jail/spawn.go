@@ -110,10 +110,10 @@ func socketPair() (*net.UnixConn, *os.File, error) {
 	return unixConn, theirs, nil
 }
 
-// discard ends the process.
+// discard kills the process.
 func (w *worker) discard() {
-	_ = w.conn.Close()
 	_ = w.child.Signal(unix.SIGKILL)
+	_ = w.conn.Close()
 }
 
 // prepare sends the plan and waits until the process stands at the gate. It returns

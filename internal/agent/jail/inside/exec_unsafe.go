@@ -2,6 +2,7 @@ package inside
 
 import (
 	"fmt"
+	"io"
 	"syscall"
 	"unsafe"
 
@@ -40,6 +41,44 @@ func newImage(program string, args, env []string, filter []unix.SockFilter, flag
 		i.filter = &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	}
 	return i, nil
+}
+
+// rawRead reads one byte without a word to the Go runtime, which could otherwise
+// start a thread to do without this one: by the time when the byte comes, the
+// process may be in a cgroup that has no room for another.
+func rawRead(fd uintptr) (byte, error) {
+	var b [1]byte
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), 1)
+		switch {
+		case errno == unix.EINTR:
+		case errno != 0:
+			return 0, errno
+		case n == 0:
+			return 0, io.ErrUnexpectedEOF
+		default:
+			return b[0], nil
+		}
+	}
+}
+
+// rawCgroupNamespace enters a cgroup by its cgroup.procs, makes a namespace of it
+// and leaves again through another. As with rawRead, the runtime must not start a
+// thread in between.
+func rawCgroupNamespace(in, out uintptr) error {
+	zero := [1]byte{'0'}
+	if _, _, errno := unix.RawSyscall(unix.SYS_WRITE, in, uintptr(unsafe.Pointer(&zero[0])), 1); errno != 0 {
+		return errno
+	}
+	_, _, failed := unix.RawSyscall(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP, 0, 0)
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITE, out, uintptr(unsafe.Pointer(&zero[0])), 1)
+	if failed != 0 {
+		return failed
+	}
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // load loads the filter. Nothing but exec may follow.

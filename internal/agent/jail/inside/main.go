@@ -55,10 +55,14 @@ func Main() int {
 
 // run returns only an error.
 func run(c control, p *Plan, files []*os.File) error {
-	if len(files) != 3+len(p.Join) {
-		return fmt.Errorf("plan came with %d descriptors instead of %d", len(files), 3+len(p.Join))
+	want := 3 + len(p.Join)
+	if p.CgroupDoors {
+		want += 2
 	}
-	stdio, join := files[:3:3], files[3:]
+	if len(files) != want {
+		return fmt.Errorf("plan came with %d descriptors instead of %d", len(files), want)
+	}
+	stdio, rest := files[:3:3], files[3:]
 
 	if len(p.Process.CPUs) > 0 {
 		if err := setAffinity(p.Process.CPUs); err != nil {
@@ -68,7 +72,7 @@ func run(c control, p *Plan, files []*os.File) error {
 	if err := joinKeyring(p.Container); err != nil {
 		return err
 	}
-	if err := enterNamespaces(p, join); err != nil {
+	if err := enterNamespaces(p, rest); err != nil {
 		return err
 	}
 	unix.Umask(0) // the modes of what is made from here on are exact
@@ -129,21 +133,31 @@ func joinKeyring(container string) error {
 	return nil
 }
 
-func enterNamespaces(p *Plan, join []*os.File) error {
+func enterNamespaces(p *Plan, files []*os.File) error {
 	// The directories of this thread must not be those of the others, or it could
 	// not change its mount namespace.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare the working directory: %w", err)
 	}
 	for i, flags := range p.Join {
-		if err := unix.Setns(int(join[i].Fd()), flags); err != nil {
+		if err := unix.Setns(int(files[i].Fd()), flags); err != nil {
 			return fmt.Errorf("join namespaces (flags %#x): %w", flags, err)
 		}
-		_ = join[i].Close()
+		_ = files[i].Close()
 	}
-	if p.Unshare != 0 {
-		if err := unix.Unshare(p.Unshare); err != nil {
-			return fmt.Errorf("make namespaces (flags %#x): %w", p.Unshare, err)
+	flags := p.Unshare
+	if p.CgroupDoors {
+		flags &^= unix.CLONE_NEWCGROUP
+		in, out := files[len(p.Join)], files[len(p.Join)+1]
+		err := rawCgroupNamespace(in.Fd(), out.Fd())
+		_, _ = in.Close(), out.Close()
+		if err != nil {
+			return fmt.Errorf("make a cgroup namespace: %w", err)
+		}
+	}
+	if flags != 0 {
+		if err := unix.Unshare(flags); err != nil {
+			return fmt.Errorf("make namespaces (flags %#x): %w", flags, err)
 		}
 	}
 	return nil

@@ -18,6 +18,12 @@ type Plan struct {
 	// comes with the plan; Unshare those to make.
 	Join    []int
 	Unshare int
+	// CgroupDoors says that two files come with the plan, after the pidfds: the
+	// cgroup.procs of the container's cgroup and of the root. The process enters
+	// the first for as long as it takes to make a cgroup namespace, which then has
+	// that as its root. What it does until its execve is not to be limited and
+	// measured as the container's.
+	CgroupDoors bool
 	// TimeOffsets is written to timens_offsets.
 	TimeOffsets string
 	// Root is what a new mount namespace is filled with; nil in a process that

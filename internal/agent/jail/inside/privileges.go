@@ -91,7 +91,8 @@ func (p *Process) dropPrivileges() error {
 	if err := setCapabilities((p.Effective|extra)&known, (p.Permitted|extra)&known, p.Inheritable&known); err != nil {
 		return err
 	}
-	return setAmbient(p.Ambient&known, last)
+	// The kernel refuses others; specs have them, those of `runc spec` among them.
+	return setAmbient(p.Ambient&p.Permitted&p.Inheritable&known, last)
 }
 
 // dropBounding reduces the bounding set and returns the kernel's last capability.

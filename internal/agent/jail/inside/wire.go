@@ -13,7 +13,7 @@ import (
 )
 
 // What passes over the socket: the plan, as a length of four bytes with the
-// descriptors attached (stdin, stdout, stderr, then the pidfds to join) and JSON;
+// descriptors attached (stdin, stdout, stderr, the pidfds to join, two cgroup.procs) and JSON;
 // the answer, in the same form, with the terminal attached if there is one; one
 // byte that opens the gate; and then either the end of the stream, which the
 // execve brings about, or an answer with an error.
@@ -237,11 +237,11 @@ func failureJSON(failure error) []byte {
 // waitGate returns when the program may be run. The agent's going away is an
 // error.
 func (c control) waitGate() error {
-	b := make([]byte, 1)
-	if _, err := io.ReadFull(c, b); err != nil {
-		return err
+	b, err := rawRead(c.Fd())
+	if err != nil {
+		return fmt.Errorf("wait at the gate: %w", err)
 	}
-	if b[0] != gate {
+	if b != gate {
 		return errors.New("unexpected message at the gate")
 	}
 	return nil
