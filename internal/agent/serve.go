@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -79,7 +78,7 @@ func (a *Agent) markReady() {
 
 // accept hands every stream to whom it is for, until the link ends. What it
 // starts has ended when it returns, but for what belongs to a process.
-func (a *Agent) accept(ctx context.Context, l link.Listener, rpc *streams) {
+func (a *Agent) accept(ctx context.Context, l link.Listener, rpc *link.Queue) {
 	var work sync.WaitGroup
 	defer work.Wait()
 	for {
@@ -90,7 +89,7 @@ func (a *Agent) accept(ctx context.Context, l link.Listener, rpc *streams) {
 		}
 		switch h.Kind {
 		case link.KindRPC:
-			rpc.give(s)
+			rpc.Put(s)
 		case link.KindStdio:
 			if err := a.attach(s, h); err != nil {
 				a.log.Warn("stream refused", "container", h.Container, "exec", h.Exec, "fd", h.FD, "err", err)
@@ -107,8 +106,8 @@ func (a *Agent) accept(ctx context.Context, l link.Listener, rpc *streams) {
 }
 
 // startServer starts the server of calls. done ends it.
-func (a *Agent) startServer(ctx context.Context) (rpc *streams, done func()) {
-	rpc = &streams{c: make(chan net.Conn), done: make(chan struct{})}
+func (a *Agent) startServer(ctx context.Context) (rpc *link.Queue, done func()) {
+	rpc = link.NewQueue()
 	srv, err := ttrpc.NewServer()
 	if err != nil {
 		panic(err) // only options can fail, and there are none
@@ -122,40 +121,6 @@ func (a *Agent) startServer(ctx context.Context) (rpc *streams, done func()) {
 		work.Wait()
 	}
 }
-
-// streams is a net.Listener of streams of kind rpc.
-type streams struct {
-	c    chan net.Conn
-	done chan struct{}
-	once sync.Once
-}
-
-func (s *streams) give(c net.Conn) {
-	select {
-	case s.c <- c:
-	case <-s.done:
-		_ = c.Close()
-	}
-}
-
-// Accept implements net.Listener.
-func (s *streams) Accept() (net.Conn, error) {
-	select {
-	case c := <-s.c:
-		return c, nil
-	case <-s.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (s *streams) Close() error {
-	s.once.Do(func() { close(s.done) })
-	return nil
-}
-
-// Addr implements net.Listener.
-func (s *streams) Addr() net.Addr { return &net.UnixAddr{Name: "link", Net: "unix"} }
 
 // awaitPort waits for the port and returns the path of its device.
 func awaitPort(ctx context.Context) (path string, err error) {

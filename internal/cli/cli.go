@@ -4,32 +4,15 @@
 package cli
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 
+	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/image"
-	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 )
-
-// Exit codes of docker's command line, for the same things.
-const (
-	codeKata    = 125 // kata itself failed
-	codeDenied  = 126 // the command cannot be executed
-	codeMissing = 127 // the command does not exist
-)
-
-// exitError carries the exit code of a process; it prints nothing.
-type exitError int
-
-// Error implements error.
-func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
 // app is what every command needs.
 type app struct {
@@ -43,31 +26,13 @@ type app struct {
 
 // Main runs the program and returns its exit code.
 func Main(args []string) int {
-	// SIGTERM during a pull or a boot unwinds what was begun. While a
-	// container is attached, signals are the container's.
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	root := newRoot(stop)
-	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
-	var code exitError
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &code):
-		return int(code)
-	}
-	fmt.Fprintln(os.Stderr, "kata: "+err.Error())
-	switch {
-	case errors.Is(err, sandbox.ErrCommandNotFound):
-		return codeMissing
-	case errors.Is(err, sandbox.ErrCommandDenied):
-		return codeDenied
-	}
-	if verb, _, ferr := root.Find(args); ferr == nil && (verb.Name() == "run" || verb.Name() == "exec") {
-		return codeKata
-	}
-	return 1
+	p := command.Program{Name: "kata", Root: newRoot, Code: func(verb string) int {
+		if verb == "run" || verb == "exec" {
+			return command.Failed
+		}
+		return 1
+	}}
+	return p.Main(args)
 }
 
 // newRoot builds the command tree. release gives signals back to a command
@@ -75,11 +40,8 @@ func Main(args []string) int {
 func newRoot(release func()) *cobra.Command {
 	a := &app{out: os.Stdout, errOut: os.Stderr}
 	root := &cobra.Command{
-		Use:           "kata",
-		Short:         "Run containers, each in a virtual machine of its own",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Use:   "kata",
+		Short: "Run containers, each in a virtual machine of its own",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Annotations["noconfig"] != "" {
 				return nil

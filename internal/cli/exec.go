@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 	"github.com/seed-efd44b36/kata/internal/attach"
+	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/image"
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/runflags"
@@ -173,7 +174,7 @@ func exitOf(resp *proxyv1.WaitResponse, a *app) error {
 		fmt.Fprintln(a.errOut, "kata: "+sandbox.Printable(resp.GetReason(), 4000))
 	}
 	if resp.GetExitCode() != 0 {
-		return exitError(resp.GetExitCode())
+		return command.Exit(resp.GetExitCode())
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/seed-efd44b36/kata/internal/check"
+	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/kvm"
@@ -32,7 +33,7 @@ func (a *app) checkCommand() *cobra.Command {
 				err = rep.WriteText(a.out, verbose)
 			}
 			if err == nil && !rep.CanCreate {
-				err = exitError(1)
+				err = command.Exit(1)
 			}
 			return err
 		},

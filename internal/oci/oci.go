@@ -3,26 +3,16 @@
 package oci
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/config"
-	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 )
-
-// exitError carries an exit code; it prints nothing.
-type exitError uint32
-
-// Error implements error.
-func (e exitError) Error() string { return fmt.Sprintf("exit code %d", uint32(e)) }
 
 // app is what every command needs.
 type app struct {
@@ -34,26 +24,8 @@ type app struct {
 
 // Main runs the program and returns its exit code.
 func Main(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	root := newRoot(stop)
-	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
-	var code exitError
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &code):
-		return int(code)
-	}
-	fmt.Fprintln(os.Stderr, "kata-runtime: "+err.Error())
-	switch {
-	case errors.Is(err, sandbox.ErrCommandNotFound):
-		return 127
-	case errors.Is(err, sandbox.ErrCommandDenied):
-		return 126
-	}
-	return 1
+	p := command.Program{Name: "kata-runtime", Root: newRoot, Code: func(string) int { return 1 }}
+	return p.Main(args)
 }
 
 // newRoot builds the command tree. release gives signals back to a command
@@ -61,11 +33,8 @@ func Main(args []string) int {
 func newRoot(release func()) *cobra.Command {
 	a := &app{out: os.Stdout, errOut: os.Stderr}
 	root := &cobra.Command{
-		Use:           "kata-runtime",
-		Short:         "OCI runtime that runs containers in virtual machines",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Use:   "kata-runtime",
+		Short: "OCI runtime that runs containers in virtual machines",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Annotations["noconfig"] != "" {
 				return nil

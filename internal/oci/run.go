@@ -11,6 +11,7 @@ import (
 
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 	"github.com/seed-efd44b36/kata/internal/attach"
+	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/spec"
@@ -86,7 +87,7 @@ func (a *app) run(ctx context.Context, id, bundle string, release func()) (err e
 		fmt.Fprintln(a.errOut, "kata-runtime: "+sandbox.Printable(resp.GetReason(), 4000))
 	}
 	if code := resp.GetExitCode(); code != 0 {
-		return exitError(code)
+		return command.Exit(code)
 	}
 	return nil
 }

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -96,7 +95,7 @@ func Serve(ctx context.Context, o Options) error {
 		return errors.Join(fmt.Errorf("ttrpc server: %w", err), l.Close(), o.Sandbox.Close(ctx))
 	}
 	proxyv1.RegisterProxyService(rpc, s)
-	conns := newConnListener()
+	conns := link.NewQueue()
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = rpc.Serve(ctx, conns) })
 	serving.Go(func() { s.accept(ctx, l, conns) })
@@ -145,7 +144,7 @@ func (s *server) watchOwner(owner *os.File) {
 }
 
 // accept hands connections to where they belong until the listener is closed.
-func (s *server) accept(ctx context.Context, l link.Listener, conns *connListener) {
+func (s *server) accept(ctx context.Context, l link.Listener, conns *link.Queue) {
 	for {
 		st, h, err := l.Accept()
 		if err != nil {
@@ -153,7 +152,7 @@ func (s *server) accept(ctx context.Context, l link.Listener, conns *connListene
 		}
 		switch h.Kind {
 		case link.KindRPC:
-			conns.add(st)
+			conns.Put(st)
 		case link.KindStdio:
 			s.streams.Go(func() {
 				if err := s.bridge(ctx, st, h); err != nil {
@@ -465,41 +464,3 @@ func (s *server) refuse(err error) error {
 	}
 	return status.Error(code, err.Error())
 }
-
-// connListener gives connections that were accepted elsewhere to a server.
-type connListener struct {
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func newConnListener() *connListener {
-	return &connListener{conns: make(chan net.Conn), closed: make(chan struct{})}
-}
-
-func (l *connListener) add(c net.Conn) {
-	select {
-	case l.conns <- c:
-	case <-l.closed:
-		_ = c.Close()
-	}
-}
-
-// Accept implements net.Listener.
-func (l *connListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (l *connListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
-
-// Addr implements net.Listener.
-func (l *connListener) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }

@@ -1,0 +1,68 @@
+// Package command is what the programs that people and engines call have in
+// common: signals, and how an error becomes an exit code.
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// The exit codes of Docker and of shells for a command that could not be run,
+// and of Docker for a failure of its own.
+const (
+	Failed  = 125 // the program itself failed
+	Denied  = 126 // the command cannot be executed
+	Missing = 127 // the command does not exist
+)
+
+// Exit is an error that is only an exit code: that of a process, which has
+// said itself what there was to say.
+type Exit int
+
+// Error implements error.
+func (e Exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// Program is one program.
+type Program struct {
+	Name string
+	// Root makes the tree of commands. release gives SIGINT and SIGTERM, which
+	// else end the command's context, to a command that handles them itself.
+	Root func(release func()) *cobra.Command
+	// Code is the exit code for a failure of the given verb.
+	Code func(verb string) int
+}
+
+// Main runs the program and returns its exit code.
+func (p Program) Main(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	root := p.Root(stop)
+	root.SilenceUsage, root.SilenceErrors = true, true
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	if code, ok := errors.AsType[Exit](err); ok {
+		return int(code)
+	}
+	fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, err)
+	switch {
+	case errors.Is(err, sandbox.ErrCommandNotFound):
+		return Missing
+	case errors.Is(err, sandbox.ErrCommandDenied):
+		return Denied
+	}
+	verb, _, err := root.Find(args)
+	if err != nil {
+		return p.Code("")
+	}
+	return p.Code(verb.Name())
+}
