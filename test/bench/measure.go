@@ -1,0 +1,350 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/guestimage"
+	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/test/harness"
+)
+
+const (
+	container = "bench" // name of the container that stays
+	idleTime  = 5 * time.Second
+	// streamMiB is what is written to measure throughput.
+	streamMiB = 512
+)
+
+// bench is one run in the making.
+type bench struct {
+	env    *harness.Env
+	dir    string
+	image  string
+	bare   *bareMachine
+	runc   *runc // nil when there is none
+	result *result
+	step   func(string)
+}
+
+// measure measures everything.
+func measure(ctx context.Context, n int, step func(string)) (_ *result, err error) {
+	env, remove, err := harness.New("")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, remove()) }()
+	b := &bench{env: env, dir: filepath.Dir(env.Data), step: step, result: &result{Date: today()}}
+	step("images")
+	if b.image, err = harness.Image(ctx, "busybox"); err != nil {
+		return nil, err
+	}
+	// The program that execs run is in a volume.
+	if err := os.MkdirAll(b.volume(), 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(b.volume(), "hello"), program("hello\n", exit), 0o755); err != nil {
+		return nil, err
+	}
+	if _, err := b.kata(ctx, "run", "--rm", "--network", "none", b.image, "true"); err != nil {
+		return nil, fmt.Errorf("first container: %w", err)
+	}
+	if b.runc, err = newRunc(ctx, b); err != nil {
+		return nil, err
+	}
+	if err := b.running(ctx, 4*n); err != nil {
+		return nil, err
+	}
+	if err := b.starts(ctx, n); err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(b.result.Figures, func(x, y figure) int { return order(x.Name) - order(y.Name) })
+	return b.result, nil
+}
+
+// order is that of the table.
+func order(name string) int {
+	return slices.Index([]string{
+		"qemu_alone", "cold_start", "cold_start_ratio", "exec_static", "exec_busybox", "stdout", "qemu_pss", "proxy_pss", "agent_rss",
+	}, name)
+}
+
+func (b *bench) volume() string { return filepath.Join(b.dir, "volume") }
+
+func (b *bench) add(name, what, unit string, s, runc samples) {
+	b.result.Figures = append(b.result.Figures, newFigure(name, what, unit, s, runc))
+}
+
+// kata runs `kata` to its end, which has to be a success.
+func (b *bench) kata(ctx context.Context, args ...string) (string, error) {
+	r, err := b.env.Run(ctx, nil, "kata", args...)
+	if err == nil && r.Code != 0 {
+		err = fmt.Errorf("kata %s: exit code %d: %s", strings.Join(args, " "), r.Code, r.Stderr)
+	}
+	return r.Stdout, err
+}
+
+// running measures a container that stays.
+func (b *bench) running(ctx context.Context, n int) (err error) {
+	b.step("running container")
+	args := []string{"run", "-d", "--name", container, "--network", "none", "-v", b.volume() + ":/bench:ro", b.image, "sleep", "100000"}
+	if _, err := b.kata(ctx, args...); err != nil {
+		return err
+	}
+	defer func() {
+		_, rerr := b.kata(context.WithoutCancel(ctx), "rm", "-f", container)
+		err = errors.Join(err, rerr)
+	}()
+	if b.runc != nil {
+		if err := b.runc.stay(ctx); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, b.runc.end(context.WithoutCancel(ctx))) }()
+	}
+	if err := b.memory(ctx); err != nil {
+		return err
+	}
+	for _, e := range []struct {
+		name, what string
+		command    []string
+	}{
+		{"exec_static", "exec of a static program in a running container", []string{"/bench/hello"}},
+		{"exec_busybox", "exec of a dynamic one (busybox)", []string{"/bin/true"}},
+	} {
+		b.step(e.what)
+		var ours, theirs samples
+		for range n {
+			t, err := took(b.env.Command(ctx, "kata", append([]string{"exec", container}, e.command...)...))
+			if err != nil {
+				return err
+			}
+			ours = append(ours, t*1000)
+			if b.runc != nil {
+				if t, err = took(b.runc.exec(ctx, e.command...)); err != nil {
+					return err
+				}
+				theirs = append(theirs, t*1000)
+			}
+		}
+		b.add(e.name, e.what, "ms", ours, theirs)
+	}
+	return b.throughput(ctx)
+}
+
+// throughput measures standard output through a pipe.
+func (b *bench) throughput(ctx context.Context) error {
+	b.step("standard output")
+	command := []string{"dd", "if=/dev/zero", "bs=1M", fmt.Sprintf("count=%d", streamMiB)}
+	var ours, theirs samples
+	for range 3 {
+		v, err := rate(b.env.Command(ctx, "kata", append([]string{"exec", container}, command...)...))
+		if err != nil {
+			return err
+		}
+		ours = append(ours, v)
+		if b.runc != nil {
+			if v, err = rate(b.runc.exec(ctx, command...)); err != nil {
+				return err
+			}
+			theirs = append(theirs, v)
+		}
+	}
+	b.add("stdout", "standard output through a pipe", "MB/s", ours, theirs)
+	return nil
+}
+
+// memory measures what an idle sandbox takes.
+func (b *bench) memory(ctx context.Context) error {
+	b.step("memory")
+	states, err := sandbox.List(b.env.State)
+	if err != nil {
+		return err
+	}
+	if len(states) != 1 {
+		return fmt.Errorf("%d sandboxes, want 1", len(states))
+	}
+	st := states[0]
+	select { // until it is idle
+	case <-time.After(idleTime):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	for _, p := range []struct {
+		name, what string
+		pid        int
+	}{
+		{"qemu_pss", "QEMU, idle, PSS (of a machine with the default size)", st.VMMPID},
+		{"proxy_pss", "kata-proxy, idle, PSS", st.OwnerPID},
+	} {
+		v, err := pss(p.pid)
+		if err != nil {
+			return err
+		}
+		b.add(p.name, p.what, "MiB", samples{v}, nil)
+	}
+	rss, err := agentRSS(filepath.Join(b.env.State, st.ID, "proxy.log"))
+	if err != nil {
+		return err
+	}
+	b.add("agent_rss", "agent in the guest, after the boot, RSS", "MiB", samples{rss}, nil)
+	b.result.Machine = describe(ctx, st.Kernel, st.Accel)
+	conf, err := config.Load(b.env.Config)
+	if err != nil {
+		return err
+	}
+	h, r := conf.Config.Hypervisor, conf.Config.Runtime
+	image, err := (&guestimage.Builder{CacheDir: r.CacheDir, Agent: filepath.Join(b.env.Bin, "kata-agent"), Kernel: h.Kernel, Modules: h.KernelModules}).Ensure(ctx)
+	if err != nil {
+		return err
+	}
+	b.bare, err = newBareMachine(b.dir, image.Kernel.VMLinux, st.Accel)
+	return err
+}
+
+// pss returns the proportional share of a process's memory in MiB.
+func pss(pid int) (float64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, fmt.Errorf("memory: %w", err)
+	}
+	for line := range strings.Lines(string(data)) {
+		var kib float64
+		if n, _ := fmt.Sscanf(line, "Pss: %f kB", &kib); n == 1 {
+			return kib / 1024, nil
+		}
+	}
+	return 0, fmt.Errorf("memory of process %d: no Pss", pid)
+}
+
+// agentRSS finds in the log what the agent has told of itself, in MiB.
+func agentRSS(path string) (float64, error) {
+	log, err := os.ReadFile(path)
+	if err != nil {
+		return 0, fmt.Errorf("memory of the agent: %w", err)
+	}
+	for line := range bytes.Lines(log) {
+		var entry struct {
+			RSS float64 `json:"agent_rss_bytes"`
+		}
+		if json.Unmarshal(line, &entry) == nil && entry.RSS > 0 {
+			return entry.RSS / (1 << 20), nil
+		}
+	}
+	return 0, fmt.Errorf("memory of the agent: not in %s", path)
+}
+
+// starts measures cold starts, in turns with QEMU alone and runc.
+func (b *bench) starts(ctx context.Context, n int) error {
+	b.step("cold starts")
+	var bare, ours, theirs, ratio samples
+	for range n {
+		alone, err := b.bare.boot(ctx)
+		if err != nil {
+			return err
+		}
+		first := func(out []byte) bool { return len(out) > 0 }
+		start, err := untilOutput(b.env.Command(ctx, "kata", "run", "--rm", "--network", "none", b.image, "echo", "started"), first)
+		if err != nil {
+			return fmt.Errorf("cold start: %w", err)
+		}
+		bare, ours, ratio = append(bare, alone), append(ours, start), append(ratio, start/alone)
+		if b.runc != nil {
+			if start, err = untilOutput(b.runc.run(ctx, "echo", "started"), first); err != nil {
+				return fmt.Errorf("runc: %w", err)
+			}
+			theirs = append(theirs, start)
+		}
+	}
+	b.add("qemu_alone", "QEMU alone with the same kernel, to /init", "s", bare, nil)
+	b.add("cold_start", "`kata run` to the first output", "s", ours, theirs)
+	b.add("cold_start_ratio", "the second to the first", "times", ratio, nil)
+	return nil
+}
+
+// took returns the seconds that the command takes.
+func took(cmd *exec.Cmd) (float64, error) {
+	start := time.Now()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, out)
+	}
+	return time.Since(start).Seconds(), nil
+}
+
+// untilOutput returns the seconds until enough says so of what the command has
+// written, then asks the command to end unless it does so by itself.
+func untilOutput(cmd *exec.Cmd, enough func([]byte) bool) (float64, error) {
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	buf := make([]byte, 4096)
+	for {
+		n, err := out.Read(buf)
+		if enough(buf[:n]) {
+			t := time.Since(start).Seconds()
+			return t, end(cmd, out)
+		}
+		if err != nil {
+			return 0, errors.Join(fmt.Errorf("%s: ended without the output: %s", cmd.Args[0], errOut.Bytes()), cmd.Wait())
+		}
+	}
+}
+
+// end waits for a command that has said what it was run for. QEMU does not end
+// by itself; it is killed.
+func end(cmd *exec.Cmd, out io.Reader) error {
+	if strings.Contains(filepath.Base(cmd.Args[0]), "qemu") {
+		err := cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+		return err
+	}
+	_, _ = io.Copy(io.Discard, out) // Wait tells
+	return cmd.Wait()
+}
+
+// rate returns the megabytes of output a second, from the first byte on.
+func rate(cmd *exec.Cmd) (float64, error) {
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	buf := make([]byte, 256<<10)
+	total, err := out.Read(buf)
+	if err != nil {
+		return 0, errors.Join(err, cmd.Wait())
+	}
+	start := time.Now()
+	for err == nil {
+		var n int
+		n, err = out.Read(buf)
+		total += n
+	}
+	t := time.Since(start).Seconds()
+	if err := cmd.Wait(); err != nil {
+		return 0, err
+	}
+	if total != streamMiB<<20 {
+		return 0, fmt.Errorf("standard output: %d bytes, want %d", total, streamMiB<<20)
+	}
+	return float64(total) / 1e6 / t, nil
+}
