@@ -24,7 +24,7 @@ func (d difference) about(variant, probe string) bool {
 func listedDifferences() []difference {
 	return []difference{
 		{
-			hide: regexp.MustCompile(`(?m)^(?:(?:DIR|/ID)/\S* )?(/\S*) (r[ow]\S*) (?:master )?- (?:ext4|9p|overlay|virtiofs|xfs|btrfs) .*$`), with: "FILE $1 $2",
+			hide: regexp.MustCompile(`(?m)^(?:\S+ )?(/\S*) (r[ow]\S*) (?:master )?- (?:ext4|9p|overlay|virtiofs|xfs|btrfs) .*$`), with: "FILE $1 $2",
 			reason: "files of the host come over a file server, which has its own type, options and root",
 		},
 		{
@@ -40,8 +40,12 @@ func listedDifferences() []difference {
 			reason: "the guest has cgroup version 2, whatever the host has",
 		},
 		{
-			hide: regexp.MustCompile(`(?m)^\S+ (/proc/\S+|/sys/firmware|/home|/etc/group) r.* - (dev)?tmpfs .*$`), with: "MASK $1",
+			hide: regexp.MustCompile(`(?m)^(?:\S+ )?(/proc/\S+|/sys/firmware|/home|/etc/group) r.* - (dev)?tmpfs .*$`), with: "MASK $1",
 			reason: "masks are mounted with more of nosuid, nodev, noexec, and are the guest's /dev/null and not the container's, which it could replace",
+		},
+		{
+			hide: regexp.MustCompile(`(?m)^\S* ?/proc/(sysrq-trigger|kcore|asound|latency_stats|timer_stats|sched_debug|scsi) r.*\n`), with: "",
+			reason: "one kernel has them and the other has not",
 		},
 		{
 			variant: "standard", probe: "network", hide: regexp.MustCompile(`(?m)^eth0\n`), with: "",
