@@ -19,8 +19,14 @@ import (
 	"github.com/seed-efd44b36/kata/test/testimage"
 )
 
-// EnvBin names the environment variable with the directory of the programs.
-const EnvBin = "KATA_BIN"
+// Environment variables that change how tests run.
+const (
+	// EnvBin has the directory of the programs.
+	EnvBin = "KATA_BIN"
+	// EnvConfig has further lines for the section runtime of the
+	// configuration, as a host needs that is much slower than most.
+	EnvConfig = "KATA_TEST_CONFIG"
+)
 
 // Env is one installation for tests: configuration, state, data.
 type Env struct {
@@ -61,7 +67,7 @@ func New(extra string) (_ *Env, remove func() error, err error) {
 	}
 	remove = func() error { return errors.Join(os.RemoveAll(state), os.RemoveAll(data)) }
 	e := &Env{Bin: bin, State: filepath.Join(state, "s"), Data: filepath.Join(data, "data"), Config: filepath.Join(data, "configuration.toml")}
-	conf := fmt.Sprintf("[runtime]\nstate_dir = %q\ndata_dir = %q\ncgroup_parent = %q\n%s\n", e.State, e.Data, "/"+filepath.Base(state), extra)
+	conf := fmt.Sprintf("[runtime]\nstate_dir = %q\ndata_dir = %q\ncgroup_parent = %q\n%s\n%s\n", e.State, e.Data, "/"+filepath.Base(state), os.Getenv(EnvConfig), extra)
 	if err := os.WriteFile(e.Config, []byte(conf), 0o600); err != nil {
 		return nil, nil, errors.Join(err, remove())
 	}
