@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -29,6 +30,9 @@ const (
 	shareTag = "kata"
 	// vsockPort is where the agent listens when there is vsock.
 	vsockPort = 1024
+	// hostOverheadMiB is what kata-proxy, the VMM (translated code included)
+	// and the file server may use beside the guest's memory.
+	hostOverheadMiB = 512
 	// seedBytes of entropy for the guest.
 	seedBytes = 64
 )
@@ -61,10 +65,6 @@ func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
 	if err := s.boot(ctx, o); err != nil {
 		return s.explain(err)
 	}
-	// After the boot, which would only take longer for it.
-	if err := s.limitHost(o); err != nil {
-		return s.explain(err)
-	}
 	s.mu.Lock()
 	s.booted = true
 	s.mu.Unlock()
@@ -81,6 +81,9 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if s.accel == vmm.AccelAuto {
 		s.accel = s.opts.Accel(ctx)
 	}
+	if o.Resources != nil && o.Resources.CPU != nil {
+		s.cpus = o.Resources.CPU.Cpus
+	}
 	size := resources.Size(resources.LimitsOf(o.Resources), s.conf.Hypervisor)
 	if err := s.makeCgroup(o); err != nil {
 		return err
@@ -92,8 +95,12 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if err != nil {
 		return err
 	}
-	cfg.Cgroup = s.cgroup.AddPID
-	return s.bootMachine(ctx, cfg, o, nw)
+	cfg.Cgroup = s.adopt
+	if err := s.bootMachine(ctx, cfg, o, nw); err != nil {
+		return err
+	}
+	// After the boot, which would only take longer for it.
+	return s.limitHost(o, size)
 }
 
 // bootMachine is the part that BootTimeout is for.
@@ -150,15 +157,24 @@ func (s *Sandbox) makeCgroup(o BootOptions) error {
 	return nil
 }
 
-// limitHost holds the machine as a whole to the CPU time that the containers
-// may use: the guest's own limit is in the hands of the guest. Memory needs no
-// such limit, since a machine has what it was made with.
-func (s *Sandbox) limitHost(o BootOptions) error {
-	cpus := resources.LimitsOf(o.Resources).CPUs
-	if cpus == 0 {
+// adopt puts a process of the sandbox where it belongs, before its first use.
+func (s *Sandbox) adopt(pid int) error {
+	if err := s.cgroup.AddPID(pid); err != nil {
+		return err
+	}
+	if s.cpus == "" {
 		return nil
 	}
-	err := s.cgroup.Limit(resources.Limits{CPUs: cpus})
+	return resources.Pin(pid, s.cpus)
+}
+
+// limitHost holds the sandbox as a whole to the CPU time that the containers
+// may use, since the guest's own limit is in the hands of the guest, and to the
+// memory of the machine and what its VMM needs beside it.
+func (s *Sandbox) limitHost(o BootOptions, size resources.VM) error {
+	err := s.cgroup.Limit(resources.Limits{
+		CPUs: resources.LimitsOf(o.Resources).CPUs, MemoryBytes: int64(size.MemoryMiB+hostOverheadMiB) << 20,
+	})
 	if errors.Is(err, errors.ErrUnsupported) {
 		s.log.Warn("host cgroup", "what", err.Error())
 		return nil
@@ -272,11 +288,20 @@ func (s *Sandbox) serveShare(ctx context.Context) (socket string, err error) {
 	// Should we die, it ends with us; and its cgroup, which is in the ledger,
 	// is emptied by whoever collects what is left.
 	socket = filepath.Join(s.dir, "virtiofsd.sock")
-	srv, err := s.share.Serve(ctx, share.ServerConfig{Path: path, Socket: socket, Cgroup: s.cgroup.AddPID})
+	srv, err := s.share.Serve(ctx, share.ServerConfig{Path: path, Socket: socket, Cgroup: s.adopt})
 	if err != nil {
 		return "", err
 	}
 	s.undo.Push("virtiofsd", srv.Close)
+	s.background.Go(func() {
+		select {
+		case <-srv.Done():
+			// Without it every access to a file hangs.
+			exit, output := srv.Failure()
+			s.die(fmt.Errorf("the file server of the sandbox ended: %s: %s", exit, strings.Join(tailLines(output, 3), "; ")))
+		case <-s.life.Done():
+		}
+	})
 	return srv.Socket(), nil
 }
 

@@ -14,7 +14,11 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
+	"golang.org/x/sys/unix"
 )
+
+// maxCommand is how much of a process's command line is told, as in the guest.
+const maxCommand = 4096
 
 // RootfsMount is a mount to make for a container's root file system, as
 // containerd describes one.
@@ -82,6 +86,12 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	plan, err := spec.Translate(sp, spec.Options{ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members()})
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
+	}
+	if plan.CPUs != s.cpus && plan.CPUs != "" {
+		plan.Warnings = append(plan.Warnings, fmt.Sprintf("linux.resources.cpu.cpus %q: the sandbox was made for %q", plan.CPUs, s.cpus))
+	}
+	if plan.MemoryNodes != "" {
+		plan.Warnings = append(plan.Warnings, "linux.resources.cpu.mems: memory of the host is not bound to nodes")
 	}
 	for _, w := range plan.Warnings {
 		s.log.Warn("spec is not enforced in full", "container", o.ID, "what", w)
@@ -323,7 +333,8 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	return nil
 }
 
-// Stats asks the guest for the container's use of resources.
+// Stats asks the guest for the container's use of resources. The figures are
+// the guest's word; the texts are fit to be printed.
 func (c *Container) Stats(ctx context.Context) (*agentv1.StatsContainerResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -331,10 +342,14 @@ func (c *Container) Stats(ctx context.Context) (*agentv1.StatsContainerResponse,
 	if err != nil {
 		return nil, fmt.Errorf("stats of container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
 	}
+	for _, n := range resp.GetNetwork() {
+		n.Name = Printable(n.GetName(), unix.IFNAMSIZ)
+	}
 	return resp, nil
 }
 
-// Processes lists the processes of the container.
+// Processes lists the processes of the container, which is the guest's word.
+// The texts are fit to be printed, and an exec is one of the container's.
 func (c *Container) Processes(ctx context.Context) ([]*agentv1.Process, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -342,7 +357,14 @@ func (c *Container) Processes(ctx context.Context) ([]*agentv1.Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list processes of container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
 	}
-	return resp.GetProcesses(), nil
+	ps := resp.GetProcesses()
+	for _, p := range ps {
+		p.Command, p.State = Printable(p.GetCommand(), maxCommand), Printable(p.GetState(), 1)
+		if _, err := c.Process(p.GetExec()); err != nil {
+			p.Exec = "" // we have given no such id
+		}
+	}
+	return ps, nil
 }
 
 func (c *Container) state() ContainerState {

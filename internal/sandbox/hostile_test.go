@@ -541,6 +541,39 @@ func TestStalledGuestDoesNotHoldUpTheRest(t *testing.T) {
 	}
 }
 
+// TestListsAreFitToBePrinted has a guest with terminal escapes in what it lists.
+func TestListsAreFitToBePrinted(t *testing.T) {
+	t.Parallel()
+	r := newGuestRig(t, sandboxtest.Long, sandboxtest.Long, map[string]sandboxtest.Fault{
+		"ListProcesses": func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+			c.Reply(&agentv1.ListProcessesResponse{Processes: []*agentv1.Process{
+				{Pid: 1, Exec: nasty[:100], State: nasty[:100], Command: nasty}, {Pid: 2, Exec: "e", State: "S", Command: "sleep 1"},
+			}})
+		},
+		"StatsContainer": func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+			c.Reply(&agentv1.StatsContainerResponse{Network: []*agentv1.NetworkStats{{Name: nasty}}})
+		},
+	})
+	c := r.started(t)
+	if _, err := c.Exec(t.Context(), "e", &specs.Process{Args: []string{"x"}, Cwd: "/"}, sandbox.Stdio{}); err != nil {
+		t.Fatal(err)
+	}
+	ps, err := c.Processes(t.Context())
+	if err != nil || len(ps) != 2 {
+		t.Fatalf("Processes: %d of them, %v", len(ps), err)
+	}
+	sandboxtest.CheckReason(t, ps[0].GetCommand(), "you see me")
+	sandboxtest.CheckReason(t, ps[0].GetState(), "")
+	if ps[0].GetExec() != "" || ps[1].GetExec() != "e" || ps[1].GetCommand() != "sleep 1" || ps[1].GetState() != "S" {
+		t.Errorf("got %v", ps)
+	}
+	stats, err := c.Stats(t.Context())
+	if err != nil || len(stats.GetNetwork()) != 1 {
+		t.Fatalf("Stats: %v, %v", stats, err)
+	}
+	sandboxtest.CheckReason(t, stats.GetNetwork()[0].GetName(), "")
+}
+
 // TestNothingIsWrittenElsewhere: ids that the guest gets back never become
 // paths, so a life in which every text is a path leaves all else as it was.
 func TestNothingIsWrittenElsewhere(t *testing.T) {

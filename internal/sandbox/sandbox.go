@@ -77,6 +77,7 @@ type Sandbox struct {
 	undo   cleanup.Stack
 	share  *share.Dir
 	cgroup *resources.Cgroup
+	cpus   string // of the host, that the sandbox is held to; empty: all
 	trace  trace
 
 	// Set by Boot before anyone else can see them.
