@@ -62,6 +62,8 @@ var (
 func normal(out, rootfs string) []string {
 	out = mountIDs.ReplaceAllString(out, "")
 	out = strings.ReplaceAll(out, rootfs, "ROOTFS")
+	// The same as seen from the root of a file system at /tmp.
+	out = strings.ReplaceAll(out, strings.TrimPrefix(rootfs, os.TempDir()), "ROOTFS")
 	// Peer groups are numbered as they come.
 	out = peers.ReplaceAllString(out, "$1 ")
 	// Times of what was just made.

@@ -19,6 +19,9 @@ var links = [...]struct{ name, target string }{
 	{"/dev/ptmx", "pts/ptmx"},
 }
 
+// coreLink is there if the kernel has what it points to.
+const coreLink, core = "/dev/core", "/proc/kcore"
+
 // makeDev makes the devices and the links of /dev.
 func (r *root) makeDev(devices []Device) error {
 	for _, d := range devices {
@@ -30,6 +33,12 @@ func (r *root) makeDev(devices []Device) error {
 		if err := r.link(l.name, l.target); err != nil {
 			return fmt.Errorf("make %q: %w", l.name, err)
 		}
+	}
+	if _, err := os.Lstat(core); err != nil { // the agent's
+		return nil //nolint:nilerr // it is not there
+	}
+	if err := r.link(coreLink, core); err != nil {
+		return fmt.Errorf("make %q: %w", coreLink, err)
 	}
 	return nil
 }
