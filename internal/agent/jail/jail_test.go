@@ -255,4 +255,15 @@ func TestNotFound(t *testing.T) {
 	}
 }
 
+func TestWorkingDirectoryIsMade(t *testing.T) {
+	needRoot(t)
+	rootfs := newRootfs(t)
+	s := sh(rootfs, "pwd; stat -c '%a %u:%g' .")
+	s.Process.Cwd = "/made/by/the/jail"
+	s.Root.Readonly = true
+	if r := runJail(t, jailer(t), s); r.out != "/made/by/the/jail\n755 0:0\n" || r.code != 0 {
+		t.Errorf("got %q, exit code %d", r.out, r.code)
+	}
+}
+
 func itoa(n int) string { return strconv.Itoa(n) }

@@ -62,6 +62,7 @@ func setUpRoot(p *Plan) (*pty, error) {
 			return nil, err
 		}
 	}
+	r.makeDir(p.Process.Cwd)
 	for _, name := range spec.ReadOnlyPaths {
 		if err := r.readOnly(name); err != nil {
 			return nil, fmt.Errorf("make %q read-only: %w", name, err)
@@ -73,6 +74,14 @@ func setUpRoot(p *Plan) (*pty, error) {
 		}
 	}
 	return terminal, r.enter(spec.ReadOnly, propagation)
+}
+
+// makeDir makes the working directory where the image has none, while that can be
+// done. What keeps it from being made is told by the process that goes there.
+func (r *root) makeDir(name string) {
+	if dir, err := safepath.MkdirAll(r.fd, name, 0o755); err == nil {
+		_ = dir.Close()
+	}
 }
 
 // openSources clones what the bind mounts are of; the entries of others are nil.
