@@ -64,7 +64,7 @@ type Runtime struct {
 	BootTimeout int `toml:"boot_timeout"`
 	// CreateTimeout in seconds: for the set-up of one container.
 	CreateTimeout int `toml:"create_timeout"`
-	// Debug makes logs verbose and keeps the guest's console in console.log.
+	// Debug makes logs verbose and puts the guest agent's log into them.
 	Debug bool `toml:"debug"`
 }
 

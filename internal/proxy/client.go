@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/containerd/ttrpc"
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
+	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/program"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
@@ -60,6 +62,13 @@ func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	// kata-proxy runs in another directory.
+	configPath := cmp.Or(o.ConfigPath, os.Getenv(config.EnvFile))
+	if configPath != "" {
+		if configPath, err = filepath.Abs(configPath); err != nil {
+			return nil, fmt.Errorf("start kata-proxy: %w", err)
+		}
+	}
 	mounts, err := os.Open("/proc/self/ns/mnt")
 	if err != nil {
 		return nil, fmt.Errorf("start kata-proxy: %w", err)
@@ -75,7 +84,7 @@ func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
 		_ = readyW.Close()
 		return nil, fmt.Errorf("start kata-proxy: %w", err)
 	}
-	cmd := exec.Command(path, "--id", o.ID, "--config", o.ConfigPath)
+	cmd := exec.Command(path, "--id", o.ID, "--config", configPath)
 	cmd.ExtraFiles = []*os.File{readyW, ownerR, mounts}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{

@@ -385,6 +385,9 @@ func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 		return fmt.Errorf("agent's first answer: %w", fromGuest(err, false))
 	}
 	s.kernel = Printable(d.GetKernelRelease(), 128)
+	if s.conf.Runtime.Debug {
+		s.background.Go(s.followGuestLog)
+	}
 	s.log.Info("guest is up", "kernel", s.kernel, "agent_rss_bytes", d.GetAgentRssBytes())
 	return nil
 }

@@ -55,6 +55,9 @@ type Command struct {
 	Access *Access
 	// User, when set, is whom the child runs as, without capabilities.
 	User *User
+	// NoNetwork puts the child into an empty network namespace. What is open
+	// already, a tap device for example, goes on working.
+	NoNetwork bool
 	// SmallPages keeps the child's memory from being backed by transparent
 	// huge pages.
 	SmallPages bool
@@ -221,6 +224,9 @@ func fork(c Command, output *os.File) (*os.Process, error) {
 		}
 	}
 	sys := &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setsid: true}
+	if c.NoNetwork {
+		sys.Cloneflags = unix.CLONE_NEWNET
+	}
 	if c.User != nil {
 		sys.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID}
 	}

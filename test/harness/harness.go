@@ -65,7 +65,16 @@ func New(extra string) (_ *Env, remove func() error, err error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, os.Remove(state))
 	}
-	remove = func() error { return errors.Join(os.RemoveAll(state), os.RemoveAll(data)) }
+	remove = func() error {
+		// The parent of the sandboxes' cgroups stays when they go.
+		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+			groups, _ := filepath.Glob(pattern + filepath.Base(state))
+			for _, g := range groups {
+				_ = os.Remove(g)
+			}
+		}
+		return errors.Join(os.RemoveAll(state), os.RemoveAll(data))
+	}
 	e := &Env{Bin: bin, State: filepath.Join(state, "s"), Data: filepath.Join(data, "data"), Config: filepath.Join(data, "configuration.toml")}
 	conf := fmt.Sprintf("[runtime]\nstate_dir = %q\ndata_dir = %q\ncgroup_parent = %q\n%s\n%s\n", e.State, e.Data, "/"+filepath.Base(state), os.Getenv(EnvConfig), extra)
 	if err := os.WriteFile(e.Config, []byte(conf), 0o600); err != nil {

@@ -117,7 +117,8 @@ func snapNetwork(s Snapshot) error {
 		return fmt.Errorf("iptables-save: %w", err)
 	}
 	for l := range strings.Lines(string(out)) {
-		if strings.HasPrefix(l, "-A CNI") {
+		// Those of the plugin portmap itself stay, like its bridge.
+		if strings.HasPrefix(l, "-A CNI") && !strings.HasPrefix(l, "-A CNI-HOSTPORT-MASQ ") && !strings.HasPrefix(l, "-A CNI-HOSTPORT-SETMARK ") {
 			s["firewall rule "+strings.TrimSpace(l)] = true
 		}
 	}

@@ -1,0 +1,30 @@
+package sandbox
+
+import (
+	"bufio"
+	"io"
+
+	"github.com/seed-efd44b36/kata/internal/link"
+)
+
+// Bounds of what a guest may put into the host's log.
+const (
+	maxGuestLog  = 4 << 20 // bytes in the life of a sandbox
+	maxGuestLine = 2 << 10
+)
+
+// followGuestLog puts the agent's log into ours, quoted, until the guest ends
+// or has said too much.
+func (s *Sandbox) followGuestLog() {
+	st, err := s.link.Open(s.life, link.Header{Kind: link.KindLog})
+	if err != nil {
+		s.log.Debug("no log of the guest", "error", err)
+		return
+	}
+	defer st.Close()
+	lines := bufio.NewScanner(io.LimitReader(st, maxGuestLog))
+	lines.Buffer(make([]byte, 0, maxGuestLine), maxGuestLine)
+	for lines.Scan() {
+		s.log.Debug("guest", "line", Printable(lines.Text(), maxGuestLine))
+	}
+}
