@@ -89,7 +89,7 @@ func listedDifferences() []difference {
 			reason: "files made to mount over are not executable",
 		},
 		{
-			variant: "files", hide: regexp.MustCompile(`(unnamed file gets a name:) (?:linked|open ENOTSUP)`), with: "$1",
+			hide: regexp.MustCompile(`(unnamed file gets a name:) (?:linked|open ENOTSUP)`), with: "$1",
 			reason: "O_TMPFILE does not pass the file server; programs have another way, as other file systems lack it, too",
 		},
 		{
