@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
@@ -17,6 +18,17 @@ import (
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
+)
+
+const (
+	// drainIdle is how long the output of an ended process may pause.
+	drainIdle = 10 * time.Second
+	// copyBuffer is the size of one read of output.
+	copyBuffer = 128 << 10
+	// impatience: so many SIGINT or SIGTERM in so short a time end this
+	// program, and with it what it owns, whatever the process does.
+	impatientSignals = 3
+	impatientTime    = 2 * time.Second
 )
 
 // Session is one attached process. Open, then start the process, then Run.
@@ -84,26 +96,72 @@ func (s *Session) Run(ctx context.Context) (*proxyv1.WaitResponse, error) {
 	}
 	var out sync.WaitGroup
 	outErrs := make([]error, 3)
+	var counts [3]counter
 	for fd, w := range map[int]io.Writer{1: s.Stdout, 2: s.Stderr} {
 		if st := s.streams[fd]; st != nil {
-			out.Go(func() { outErrs[fd] = copyOut(w, st) })
+			counts[fd].w = w
+			out.Go(func() { outErrs[fd] = copyOut(&counts[fd], st) })
 		}
 	}
 	resp, err := s.Client.Wait(ctx, &proxyv1.WaitRequest{Container: s.Container, Exec: s.Exec})
-	if err != nil {
+	if err == nil {
+		s.drain(&out, counts[:])
+	} else {
 		s.Close()
 		out.Wait()
 		return nil, fmt.Errorf("wait for container %s: %w", s.Container, proxy.Explain(err))
 	}
-	out.Wait()
 	return resp, errors.Join(outErrs...)
+}
+
+// drain waits for the output of a process that has ended. A guest that neither
+// sends nor ends it must not hold the caller; a caller that reads slowly may.
+func (s *Session) drain(out *sync.WaitGroup, counts []counter) {
+	done := make(chan struct{})
+	go func() { out.Wait(); close(done) }() // ends with the streams, at the latest by Close below
+	tick := time.NewTicker(drainIdle)
+	defer tick.Stop()
+	var last int64
+	for {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+		}
+		var sum int64
+		busy := false
+		for i := range counts {
+			sum += counts[i].bytes.Load()
+			busy = busy || counts[i].writing.Load()
+		}
+		if sum == last && !busy {
+			s.Close()
+		}
+		last = sum
+	}
+}
+
+// counter tells how far a copy has come, and whether it waits for its reader.
+type counter struct {
+	w       io.Writer
+	bytes   atomic.Int64
+	writing atomic.Bool
+}
+
+// Write implements io.Writer.
+func (c *counter) Write(b []byte) (int, error) {
+	c.writing.Store(true)
+	n, err := c.w.Write(b)
+	c.bytes.Add(int64(n))
+	c.writing.Store(false)
+	return n, err
 }
 
 // copyOut copies output to the caller. When the caller's side is closed
 // (`kata run … | head -1`), the stream is closed too, so that the process is
 // told by SIGPIPE as it would be without a VM between.
 func copyOut(w io.Writer, st link.Stream) error {
-	_, err := io.Copy(w, struct{ io.Reader }{st})
+	_, err := io.CopyBuffer(w, struct{ io.Reader }{st}, make([]byte, copyBuffer))
 	if errors.Is(err, unix.EPIPE) {
 		_ = st.Close()
 		return nil
@@ -164,12 +222,20 @@ func (s *Session) forwardSignals(ctx context.Context) {
 	received := make(chan os.Signal, 16)
 	signal.Notify(received, signals...)
 	defer signal.Stop(received)
+	var urgent []time.Time
 	for {
 		select {
 		case sig := <-received:
 			n, ok := sig.(unix.Signal)
 			if !ok {
 				continue
+			}
+			if n == unix.SIGINT || n == unix.SIGTERM {
+				urgent = append(urgent, time.Now())
+				if i := len(urgent) - impatientSignals; i >= 0 && time.Since(urgent[i]) < impatientTime {
+					_ = s.Client.Close() // Run returns
+					return
+				}
 			}
 			callCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
 			_, err := s.Client.Signal(callCtx, &proxyv1.SignalRequest{Container: s.Container, Exec: s.Exec, Signal: uint32(n)})

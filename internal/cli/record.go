@@ -79,7 +79,7 @@ func (s store) create(r record) (letGo func(), err error) {
 		return nil, err
 	}
 	for _, o := range all {
-		if r.Name != "" && o.Name == r.Name {
+		if o.Name == r.Name || o.ID == r.Name {
 			return nil, fmt.Errorf("the name %q is in use by container %s; remove it with `kata rm %s` or choose another", r.Name, short(o.ID), r.Name)
 		}
 	}

@@ -130,6 +130,8 @@ func (r *run) prepare(ctx context.Context, args []string) (err error) {
 	}
 	if r.record.Name == "" {
 		r.record.Name = short(id)
+	} else if err := sandbox.CheckID(r.record.Name); err != nil {
+		return fmt.Errorf("--name: %w", err)
 	}
 	r.dir = r.containers.path(id)
 	in := runflags.Input{
@@ -159,6 +161,7 @@ func (r *run) prepare(ctx context.Context, args []string) (err error) {
 		if in.Root, err = filepath.Abs(r.rootfs); err != nil {
 			return fmt.Errorf("--rootfs: %w", err)
 		}
+		r.record.Image = in.Root // kata exec looks users up there
 		if st, err := os.Stat(in.Root); err != nil || !st.IsDir() {
 			return fmt.Errorf("--rootfs %s: not a directory", r.rootfs)
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/spf13/cobra"
@@ -21,6 +22,9 @@ const (
 	Denied  = 126 // the command cannot be executed
 	Missing = 127 // the command does not exist
 )
+
+// maxLine bounds a line of an error, in bytes.
+const maxLine = 4000
 
 // Exit is an error that is only an exit code: that of a process, which has
 // said itself what there was to say.
@@ -53,7 +57,13 @@ func (p Program) Main(args []string) int {
 	if code, ok := errors.AsType[Exit](err); ok {
 		return int(code)
 	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, err)
+	// Names in images, and what registries answer, are part of errors.
+	for i, line := range strings.Split(err.Error(), "\n") {
+		if i == 0 {
+			line = p.Name + ": " + line
+		}
+		fmt.Fprintln(os.Stderr, sandbox.Printable(line, maxLine))
+	}
 	switch {
 	case errors.Is(err, sandbox.ErrCommandNotFound):
 		return Missing

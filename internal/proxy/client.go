@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/program"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -31,6 +33,9 @@ const (
 	readyFD  = 3 // it writes an error, or "ok"
 	ownerFD  = 4 // it reads the end of its owner
 	mountsFD = 5 // the caller's mount namespace
+	// firstForeignFD and those above it, which this program may have
+	// inherited, are not handed on.
+	firstForeignFD = 3
 )
 
 // Client talks to one kata-proxy.
@@ -87,6 +92,12 @@ func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
 	cmd := exec.Command(path, "--id", o.ID, "--config", configPath)
 	cmd.ExtraFiles = []*os.File{readyW, ownerR, mounts}
 	cmd.Dir = "/"
+	// Nothing of the caller's surroundings: it may be anything, and what is
+	// started from there (CNI plugins, hooks) runs as root.
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	if err := unix.CloseRange(firstForeignFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("start kata-proxy: keep descriptors to ourselves: %w", err)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid: true, // a Ctrl-C at the terminal is the caller's
 		// Whatever is mounted for the sandbox is seen by it alone and ends

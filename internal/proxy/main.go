@@ -19,6 +19,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"github.com/seed-efd44b36/kata/internal/vmm/qemu"
+	"golang.org/x/sys/unix"
 )
 
 // LogFile is kata-proxy's log in the sandbox's directory.
@@ -47,6 +48,7 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "kata-proxy is started by kata and kata-runtime; it is of no use by hand")
 		return 2
 	}
+	unix.Umask(0o022) // the caller's may be anything
 	answer := func(text string) {
 		_, _ = ready.WriteString(text)
 		_ = ready.Close()

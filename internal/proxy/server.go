@@ -60,9 +60,8 @@ type server struct {
 	watchers sync.WaitGroup
 
 	mu       sync.Mutex
-	boot     *proxyv1.BootRequest       // guarded by mu, nil before Boot
-	drained  map[string]*sync.WaitGroup // guarded by mu: log writers by container
-	followed bool                       // guarded by mu: the first container is being followed
+	boot     *proxyv1.BootRequest // guarded by mu, nil before Boot
+	followed bool                 // guarded by mu: the first container is being followed
 }
 
 // Options are what Serve needs.
@@ -84,7 +83,7 @@ var errShutdown = errors.New("shutdown")
 func Serve(ctx context.Context, o Options) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	s := &server{sb: o.Sandbox, log: o.Log, network: o.Network, stop: stop, drained: map[string]*sync.WaitGroup{}}
+	s := &server{sb: o.Sandbox, log: o.Log, network: o.Network, stop: stop}
 
 	l, err := link.ListenUnix(filepath.Join(o.Sandbox.Dir(), SocketFile), 0o600)
 	if err != nil {
@@ -232,23 +231,22 @@ func (s *server) Create(ctx context.Context, r *proxyv1.CreateRequest) (*proxyv1
 		return nil, s.refuse(err)
 	}
 	s.mu.Lock()
-	wg := &sync.WaitGroup{}
-	s.drained[c.ID()] = wg
 	follow := !s.followed && s.boot.GetEndWithFirstContainer()
 	s.followed = s.followed || follow
 	s.mu.Unlock()
+	logged := &sync.WaitGroup{}
 	if r.GetLogPath() != "" {
-		if err := s.writeLog(ctx, c, r.GetLogPath(), wg); err != nil {
+		if err := s.writeLog(ctx, c, r.GetLogPath(), logged); err != nil {
 			return nil, s.refuse(errors.Join(err, c.Delete(context.WithoutCancel(ctx))))
 		}
 	}
-	s.watchers.Go(func() { s.follow(c, r.GetExitPath(), follow) })
+	s.watchers.Go(func() { s.follow(c, r.GetExitPath(), logged, follow) })
 	return &proxyv1.CreateResponse{}, nil
 }
 
 // follow waits for the end of a container, writes it down, and ends the
-// sandbox where that was asked for.
-func (s *server) follow(c *sandbox.Container, exitPath string, last bool) {
+// sandbox where that was asked for. logged is done when its output is in the log.
+func (s *server) follow(c *sandbox.Container, exitPath string, logged *sync.WaitGroup, last bool) {
 	<-c.Init().Done()
 	if exitPath != "" {
 		if err := WriteExit(exitPath, c.Init().Exit()); err != nil {
@@ -258,11 +256,8 @@ func (s *server) follow(c *sandbox.Container, exitPath string, last bool) {
 	if !last {
 		return
 	}
-	s.mu.Lock()
-	wg := s.drained[c.ID()]
-	s.mu.Unlock()
 	drained := make(chan struct{})
-	s.streams.Go(func() { wg.Wait(); close(drained) })
+	s.streams.Go(func() { logged.Wait(); close(drained) })
 	select {
 	case <-drained:
 	case <-time.After(drainTimeout):

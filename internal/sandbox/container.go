@@ -321,6 +321,15 @@ func (c *Container) Resume(ctx context.Context) error {
 
 // Update changes the limits of the container in the guest.
 func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
+	if r.CPU != nil && (r.CPU.Cpus != "" || r.CPU.Mems != "") {
+		// Numbers of the host's CPUs mean others in the guest.
+		cpu := *r.CPU
+		cpu.Cpus, cpu.Mems = "", ""
+		c.s.log.Warn("update is not enforced in full", "container", c.id, "what", "cpuset: a running sandbox keeps its CPUs")
+		changed := *r
+		changed.CPU = &cpu
+		r = &changed
+	}
 	b, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("update container %s: encode resources: %w", c.id, err)

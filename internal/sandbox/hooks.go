@@ -5,10 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/seed-efd44b36/kata/internal/thread"
+	"golang.org/x/sys/unix"
 )
 
 // hookTimeout bounds a hook that names no timeout of its own, so that a hook
@@ -35,9 +38,27 @@ func (s *Sandbox) runHooks(ctx context.Context, c *Container, hooks []specs.Hook
 		return fmt.Errorf("hooks: %w", err)
 	}
 	for i, h := range hooks {
-		if err := runHook(ctx, h, state); err != nil {
+		// Hooks belong to the caller, so they see the file system as it does.
+		err := thread.Run(func() error {
+			if err := enterMounts(s.opts.HostMounts); err != nil {
+				return err
+			}
+			return runHook(ctx, h, state)
+		})
+		if err != nil {
 			return fmt.Errorf("hook %d (%s): %w", i, h.Path, err)
 		}
+	}
+	return nil
+}
+
+// enterMounts puts the calling thread into a mount namespace.
+func enterMounts(ns *os.File) error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("leave the process's file system state: %w", err)
+	}
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("enter the caller's mount namespace: %w", err)
 	}
 	return nil
 }

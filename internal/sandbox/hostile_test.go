@@ -522,7 +522,7 @@ func TestStalledGuestDoesNotHoldUpTheRest(t *testing.T) {
 			_, err := c.Exec(ctx, "e", &specs.Process{Args: []string{"x"}, Cwd: "/"}, sandbox.Stdio{})
 			return err
 		},
-		"signal": func() error { return c.Init().Signal(ctx, 9, true) },
+		"signal": func() error { return c.Init().Signal(ctx, 15, true) },
 		"pause":  func() error { return c.Pause(ctx) },
 		"stats":  func() error { _, err := c.Stats(ctx); return err },
 		"ps":     func() error { _, err := c.Processes(ctx); return err },
@@ -538,6 +538,27 @@ func TestStalledGuestDoesNotHoldUpTheRest(t *testing.T) {
 	}
 	if st, err := sandbox.ReadState(r.Options.Config.Runtime.StateDir, r.ID()); err != nil || !st.Alive || len(st.Containers) != 1 {
 		t.Errorf("state: %+v, %v", st, err)
+	}
+}
+
+// TestKillNeedsNoGuest: SIGKILL ends a container whose guest does not answer, or
+// says that it obeys and does not.
+func TestKillNeedsNoGuest(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]sandboxtest.Fault{
+		"stalls": func(*sandboxtest.Guest, *sandboxtest.Call) {},
+		"lies":   func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Reply(&agentv1.SignalProcessResponse{}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newGuestRig(t, sandboxtest.Long, sandboxtest.Long, map[string]sandboxtest.Fault{"SignalProcess": fault})
+			c := r.started(t)
+			if err := sandboxtest.Within(t, "Signal", func() error { return c.Init().Signal(t.Context(), 9, false) }); err != nil {
+				t.Error(err)
+			}
+			<-c.Init().Done()
+			sandboxtest.CheckReason(t, c.Init().Exit().Reason, "does not obey SIGKILL")
+		})
 	}
 }
 

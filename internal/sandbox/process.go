@@ -153,15 +153,43 @@ func (p *Process) finish(e Exit) {
 }
 
 // Signal sends a signal; all means to every process of the container. A
-// process that has ended already is not an error.
+// process that has ended already is not an error. SIGKILL for an init process
+// does not depend on the guest: a machine that does not obey ends.
 func (p *Process) Signal(ctx context.Context, sig uint32, all bool) error {
 	s := p.c.s
+	if p.id == "" && unix.Signal(sig) == unix.SIGKILL {
+		return p.kill(ctx, all)
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, err := s.agent.SignalProcess(ctx, &agentv1.SignalProcessRequest{Container: p.c.id, Exec: p.id, Signal: sig, All: all})
 	if err != nil {
 		return fmt.Errorf("signal %s: %w", p.name(), s.orDead(fromGuest(err, false)))
 	}
+	return nil
+}
+
+func (p *Process) kill(ctx context.Context, all bool) error {
+	s := p.c.s
+	// A caller that gives up early does not make the guest disobedient.
+	ctx, done, err := s.Begin(context.WithoutCancel(ctx), killTimeout)
+	if err != nil {
+		return nil //nolint:nilerr // it has ended with the sandbox
+	}
+	defer done()
+	_, err = s.agent.SignalProcess(ctx, &agentv1.SignalProcessRequest{Container: p.c.id, Signal: uint32(unix.SIGKILL), All: all})
+	if err != nil {
+		s.die(fmt.Errorf("the guest does not obey SIGKILL for %s: %w", p.name(), fromGuest(err, false)))
+		return nil
+	}
+	s.background.Go(func() {
+		select {
+		case <-p.done:
+		case <-s.life.Done():
+		case <-time.After(killTimeout):
+			s.die(fmt.Errorf("the guest does not obey SIGKILL for %s", p.name()))
+		}
+	})
 	return nil
 }
 

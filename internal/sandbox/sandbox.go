@@ -38,6 +38,8 @@ import (
 const (
 	// callTimeout bounds a call to the agent that is quick by nature.
 	callTimeout = 10 * time.Second
+	// killTimeout is how long a guest may take to end a process by SIGKILL.
+	killTimeout = 5 * time.Second
 	// shutdownTimeout is what a guest gets to write its caches back.
 	shutdownTimeout = 3 * time.Second
 	// lostGrace is how long after the loss of the link we wait for the VMM's
