@@ -13,7 +13,7 @@ func versionCommand() *cobra.Command {
 		Use:         "version",
 		Short:       "Print the version",
 		Args:        cobra.NoArgs,
-		Annotations: map[string]string{"noconfig": "true"},
+		Annotations: map[string]string{noConfig: "true"},
 		Run: func(cmd *cobra.Command, _ []string) {
 			fmt.Fprintf(cmd.OutOrStdout(), "kata %s\n", version.String())
 		},
@@ -21,11 +21,11 @@ func versionCommand() *cobra.Command {
 }
 
 func (a *app) configCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Look at the configuration", Args: cobra.NoArgs}
-	cmd.AddCommand(&cobra.Command{
-		Use:   "show",
-		Short: "Print the effective configuration and where each value came from",
-		Args:  cobra.NoArgs,
+	return group("config", "Look at the configuration", "", &cobra.Command{
+		Use:         "show",
+		Short:       "Print the effective configuration and where each value came from",
+		Args:        cobra.NoArgs,
+		Annotations: map[string]string{anyUser: "true"},
 		RunE: func(*cobra.Command, []string) error {
 			l, err := config.Load(a.configPath)
 			if err != nil {
@@ -34,5 +34,4 @@ func (a *app) configCommand() *cobra.Command {
 			return l.Print(a.out)
 		},
 	})
-	return cmd
 }

@@ -35,6 +35,24 @@ func Main(args []string) int {
 	return p.Main(args)
 }
 
+// Annotations of commands.
+const (
+	noConfig = "no-config" // needs no configuration, and no root
+	anyUser  = "any-user"  // needs no root
+)
+
+// group is a command that only has commands below it.
+func group(use, short, long string, commands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Long: long,
+		Args:        cobra.NoArgs,
+		Annotations: map[string]string{noConfig: "true"},
+		RunE:        func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(commands...)
+	return cmd
+}
+
 // newRoot builds the command tree. release gives signals back to a command
 // that handles them itself.
 func newRoot(release func()) *cobra.Command {
@@ -43,8 +61,11 @@ func newRoot(release func()) *cobra.Command {
 		Use:   "kata",
 		Short: "Run containers, each in a virtual machine of its own",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			if cmd.Annotations["noconfig"] != "" {
+			if cmd.Annotations[noConfig] != "" {
 				return nil
+			}
+			if cmd.Annotations[anyUser] == "" && os.Geteuid() != 0 {
+				return fmt.Errorf("%s needs root: run it with sudo", cmd.CommandPath())
 			}
 			return a.load()
 		},
@@ -66,13 +87,5 @@ func (a *app) load() error {
 	a.conf = l.Config
 	a.containers = newStore(a.conf)
 	a.images = image.NewStore(a.imagesDir())
-	return nil
-}
-
-// needRoot refuses early what only root can do.
-func needRoot(what string) error {
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("%s needs root: run it with sudo", what)
-	}
 	return nil
 }

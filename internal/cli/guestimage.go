@@ -11,17 +11,13 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "image",
-		Short: "Build and list guest images (kernel and initrd of the virtual machines)",
-		Long: "Build and list guest images: the kernel and initrd that virtual machines boot.\n" +
-			"Container images are listed by `kata images`.",
-		Args: cobra.NoArgs,
-	}
-	cmd.AddCommand(&cobra.Command{
-		Use:   "build",
-		Short: "Build the guest image for this configuration, if it is not there",
-		Args:  cobra.NoArgs,
+	long := "Build and list guest images: the kernel and initrd that virtual machines boot.\n" +
+		"Container images are listed by `kata images`."
+	return group("image", "Build and list guest images (kernel and initrd of the virtual machines)", long, &cobra.Command{
+		Use:         "build",
+		Short:       "Build the guest image for this configuration, if it is not there",
+		Args:        cobra.NoArgs,
+		Annotations: map[string]string{anyUser: "true"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b, err := a.guestImages(func(line string) { fmt.Fprintln(a.errOut, line) })
 			if err != nil {
@@ -35,9 +31,10 @@ func (a *app) imageCommand() *cobra.Command {
 			return nil
 		},
 	}, &cobra.Command{
-		Use:   "list",
-		Short: "List guest images",
-		Args:  cobra.NoArgs,
+		Use:         "list",
+		Short:       "List guest images",
+		Args:        cobra.NoArgs,
+		Annotations: map[string]string{anyUser: "true"},
 		RunE: func(*cobra.Command, []string) error {
 			images, err := guestimage.List(a.conf.Runtime.CacheDir)
 			if err != nil {
@@ -51,7 +48,6 @@ func (a *app) imageCommand() *cobra.Command {
 			return w.Flush()
 		},
 	})
-	return cmd
 }
 
 // guestImages makes guest images with the agent that belongs to this program,

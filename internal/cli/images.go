@@ -23,9 +23,6 @@ func (a *app) pullCommand() *cobra.Command {
 			"or the path of an archive (docker save, OCI).",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := needRoot("kata pull"); err != nil {
-				return err
-			}
 			p := newPullProgress()
 			defer p.end()
 			img, err := a.images.Pull(cmd.Context(), args[0], image.PullOptions{Progress: p.show})

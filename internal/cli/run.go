@@ -33,9 +33,6 @@ func (a *app) runCommand(release func()) *cobra.Command {
 			"IMAGE is a registry reference (fetched when it is not there), oci:DIR[:TAG], or the\n" +
 			"path of an archive. The flags are those of `docker run`.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := needRoot("kata run"); err != nil {
-				return err
-			}
 			if fl.TTY && fl.Detach {
 				fl.Interactive = false
 			}

@@ -50,6 +50,7 @@ func (p Program) Main(args []string) int {
 	root := p.Root(stop)
 	root.SilenceUsage, root.SilenceErrors = true, true
 	root.SetArgs(args)
+	tellUsage(root)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -75,4 +76,23 @@ func (p Program) Main(args []string) int {
 		return p.Code("")
 	}
 	return p.Code(verb.Name())
+}
+
+// tellUsage adds to each complaint about flags and arguments what was expected.
+func tellUsage(cmd *cobra.Command) {
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
+	})
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				usage, _, _ := strings.Cut(cmd.UseLine(), "\n")
+				return fmt.Errorf("%w; usage: %s", err, usage)
+			}
+			return nil
+		}
+	}
+	for _, c := range cmd.Commands() {
+		tellUsage(c)
+	}
 }

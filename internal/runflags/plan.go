@@ -227,7 +227,7 @@ func (f *Flags) ulimits(proc *specs.Process) error {
 var sysctlForm = regexp.MustCompile(`^[a-zA-Z0-9_-]+([./][a-zA-Z0-9_*-]+)+$`)
 
 // sysctls divides the parameters into those of the container's IPC namespace
-// and those of the virtual machine, which is the container's alone as well.
+// and those of the network, which is the virtual machine's.
 func (f *Flags) sysctls(p *Plan) error {
 	var errs []error
 	for _, s := range f.Sysctls {
@@ -236,10 +236,13 @@ func (f *Flags) sysctls(p *Plan) error {
 			errs = append(errs, fmt.Errorf("--sysctl %q: want NAME=VALUE", s))
 			continue
 		}
-		if ownNamespace(name) {
+		switch {
+		case ownNamespace(name):
 			p.Spec.Linux.Sysctl[name] = value
-		} else {
+		case strings.HasPrefix(strings.ReplaceAll(name, "/", "."), "net."):
 			p.Sysctls[name] = value
+		default:
+			errs = append(errs, fmt.Errorf("--sysctl %q: a container has net.*, kernel.msg*, kernel.shm*, kernel.sem and fs.mqueue.* of its own, no others", s))
 		}
 	}
 	return errors.Join(errs...)

@@ -335,6 +335,7 @@ func TestPlanRefuses(t *testing.T) {
 		{[]string{"--ulimit", "nofile=6:5"}, "--ulimit"},
 		{[]string{"--ulimit", "what=5"}, "--ulimit"},
 		{[]string{"--sysctl", "nothing"}, "--sysctl"},
+		{[]string{"--sysctl", "kernel.panic=1"}, "of its own"},
 		{[]string{"--sysctl", "net/../../etc/passwd=1"}, "--sysctl"},
 		{[]string{"--sysctl", "../x=1"}, "--sysctl"},
 		{[]string{"--network", "host"}, "its own network"},
