@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,7 +35,14 @@ type Env struct {
 	Config string // path of configuration.toml
 	State  string // runtime.state_dir
 	Data   string // runtime.data_dir
+	Bridge string // network.bridge
+	// Network is the beginning of the addresses of containers: of
+	// network.subnet, which is a /24, all but the last number.
+	Network string
 }
+
+// namePrefix begins the names of the directories and cgroups of installations.
+const namePrefix = "kata-test-"
 
 // Find returns the directory of the built programs.
 func Find() (string, error) {
@@ -57,15 +65,19 @@ func New(extra string) (_ *Env, remove func() error, err error) {
 		return nil, nil, err
 	}
 	// State must be on a tmpfs, data must not (overlayfs on overlayfs).
-	state, err := os.MkdirTemp("/run", "kata-test-")
+	state, err := os.MkdirTemp("/run", namePrefix)
 	if err != nil {
 		return nil, nil, err
 	}
-	data, err := os.MkdirTemp("/var/tmp", "kata-test-")
+	data, err := os.MkdirTemp("/var/tmp", namePrefix)
 	if err != nil {
 		return nil, nil, errors.Join(err, os.Remove(state))
 	}
-	remove = func() error {
+	e := &Env{
+		Bin: bin, State: filepath.Join(state, "s"), Data: filepath.Join(data, "data"),
+		Config: filepath.Join(data, "configuration.toml"), Bridge: "kt" + strings.TrimPrefix(filepath.Base(state), namePrefix), Network: randomNetwork(),
+	}
+	remove = func() error { 
 		// The parent of the sandboxes' cgroups stays when they go.
 		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 			groups, _ := filepath.Glob(pattern + filepath.Base(state))
@@ -73,14 +85,20 @@ func New(extra string) (_ *Env, remove func() error, err error) {
 				_ = os.Remove(g)
 			}
 		}
-		return errors.Join(os.RemoveAll(state), os.RemoveAll(data))
+		return errors.Join(e.removeNetwork(), os.RemoveAll(state), os.RemoveAll(data))
 	}
-	e := &Env{Bin: bin, State: filepath.Join(state, "s"), Data: filepath.Join(data, "data"), Config: filepath.Join(data, "configuration.toml")}
-	conf := fmt.Sprintf("[runtime]\nstate_dir = %q\ndata_dir = %q\ncgroup_parent = %q\n%s\n%s\n", e.State, e.Data, "/"+filepath.Base(state), os.Getenv(EnvConfig), extra)
+	conf := fmt.Sprintf("[runtime]\nstate_dir = %q\ndata_dir = %q\ncgroup_parent = %q\n%s\n%s\n[network]\nbridge = %q\nsubnet = %q\n",
+		e.State, e.Data, "/"+filepath.Base(state), os.Getenv(EnvConfig), extra, e.Bridge, e.Network+"0/24")
 	if err := os.WriteFile(e.Config, []byte(conf), 0o600); err != nil {
 		return nil, nil, errors.Join(err, remove())
 	}
 	return e, remove, nil
+}
+
+// randomNetwork is a part of 10.128.0.0/9, so that installations that run side
+// by side do not meet.
+func randomNetwork() string {
+	return fmt.Sprintf("10.%d.%d.", 128+rand.IntN(128), rand.IntN(256)) //nolint:gosec // no secret
 }
 
 // Result is how a program ended.

@@ -2,11 +2,11 @@ package harness
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,8 +21,12 @@ type Snapshot map[string]bool
 
 // Snap looks at processes, mounts, network, cgroups and files of the host.
 func (e *Env) Snap() (Snapshot, error) {
+	return e.snap(e.snapProcesses, snapMounts, snapNetwork, e.snapAttached, e.snapCgroups, e.snapFiles)
+}
+
+func (e *Env) snap(looks ...func(Snapshot) error) (Snapshot, error) {
 	s := Snapshot{}
-	for _, look := range []func(Snapshot) error{e.snapProcesses, snapMounts, snapNetwork, snapCgroups, e.snapFiles} {
+	for _, look := range looks {
 		if err := look(s); err != nil {
 			return nil, fmt.Errorf("leak check: %w", err)
 		}
@@ -33,21 +37,28 @@ func (e *Env) Snap() (Snapshot, error) {
 // Leaks waits until nothing is there that was not before, and returns what
 // stays.
 func (e *Env) Leaks(before Snapshot) ([]string, error) {
+	return settle(func() ([]string, error) {
+		now, err := e.Snap()
+		return slices.DeleteFunc(now.Sorted(), func(line string) bool { return before[line] }), err
+	})
+}
+
+// Left waits until nothing is there of containers of this installation, and
+// returns what stays. Other than [Env.Leaks] it looks only at what bears the
+// installation's name, so that other tests may run beside it.
+func (e *Env) Left() ([]string, error) {
+	return settle(func() ([]string, error) {
+		now, err := e.snap(e.snapProcesses, e.snapAttached, e.snapCgroups, e.snapFiles)
+		return now.Sorted(), err
+	})
+}
+
+func settle(look func() ([]string, error)) ([]string, error) {
 	deadline := time.Now().Add(leakGrace)
 	for {
-		now, err := e.Snap()
-		if err != nil {
-			return nil, err
-		}
-		var left []string
-		for line := range now {
-			if !before[line] {
-				left = append(left, line)
-			}
-		}
-		if len(left) == 0 || time.Now().After(deadline) {
-			slices.Sort(left)
-			return left, nil
+		left, err := look()
+		if err != nil || len(left) == 0 || time.Now().After(deadline) {
+			return left, err
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -76,7 +87,15 @@ func (e *Env) snapProcesses(s Snapshot) error {
 	return nil
 }
 
+// snapMounts looks at mounts and shared memory.
 func snapMounts(s Snapshot) error {
+	entries, err := os.ReadDir("/dev/shm")
+	if err != nil {
+		return err
+	}
+	for _, en := range entries {
+		s["shared memory "+en.Name()] = true
+	}
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
@@ -92,62 +111,92 @@ func snapMounts(s Snapshot) error {
 // snapNetwork looks at namespaces, devices and the firewall rules that CNI
 // plugins make.
 func snapNetwork(s Snapshot) error {
-	for _, dir := range []string{"/run/netns", "/var/lib/cni/networks/kata"} {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !os.IsNotExist(err) { //nolint:forbidigo // read only, in a test
-			return err
-		}
-		for _, en := range entries {
-			if en.Name() != "lock" && !strings.HasPrefix(en.Name(), "last_reserved_ip") {
-				s["network "+filepath.Join(dir, en.Name())] = true
-			}
-		}
+	entries, err := os.ReadDir("/run/netns")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, en := range entries {
+		s["network namespace "+en.Name()] = true
 	}
 	links, err := os.ReadDir("/sys/class/net")
 	if err != nil {
 		return err
 	}
 	for _, l := range links {
-		if l.Name() != "kata0" { // the bridge stays, as docker0 does
+		if !strings.HasPrefix(l.Name(), "kt") { // bridges stay until the installation is removed
 			s["network device "+l.Name()] = true
 		}
 	}
-	out, err := exec.Command("iptables-save", "-t", "nat").Output()
-	if err != nil {
-		return fmt.Errorf("iptables-save: %w", err)
-	}
-	for l := range strings.Lines(string(out)) {
-		// Those of the plugin portmap itself stay, like its bridge.
-		if strings.HasPrefix(l, "-A CNI") && !strings.HasPrefix(l, "-A CNI-HOSTPORT-MASQ ") && !strings.HasPrefix(l, "-A CNI-HOSTPORT-SETMARK ") {
-			s["firewall rule "+strings.TrimSpace(l)] = true
+	for _, table := range []string{"nat", "filter"} {
+		rules, err := rules(table)
+		if err != nil {
+			return err
+		}
+		for _, r := range rules {
+			// Of the port mapper, the chains that it has for all containers stay.
+			if strings.Contains(r, "CNI-DN-") || strings.HasPrefix(r, "-A CNI-HOSTPORT-DNAT") {
+				s["firewall rule "+r] = true
+			}
 		}
 	}
 	return nil
 }
 
-func snapCgroups(s Snapshot) error {
+// snapAttached looks at what is on record as attached to the network, and at
+// the ports of the bridge.
+func (e *Env) snapAttached(s Snapshot) error {
+	for _, pattern := range []string{
+		e.State + "-cni/results/*", e.State + "-cni/addresses/*/[0-9]*",
+		filepath.Join("/sys/class/net", e.Bridge, "brif/*"),
+	} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, f := range found {
+			s["attached "+f] = true
+		}
+	}
+	rules, err := rules("nat")
+	if err != nil {
+		return err
+	}
+	for _, r := range rules {
+		// The rule that names the bridge is the network's own and stays.
+		if strings.Contains(r, e.Network) && !strings.Contains(r, e.Bridge) {
+			s["firewall rule "+r] = true
+		}
+	}
+	return nil
+}
+
+func (e *Env) snapCgroups(s Snapshot) error {
+	parent := filepath.Base(filepath.Dir(e.State))
 	return filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return nil //nolint:nilerr // it has just gone
 		}
 		// The parent stays; it is one directory and holds no process.
-		if d.IsDir() && strings.Contains(path, "/kata-test-") && filepath.Dir(path) != "/sys/fs/cgroup" && strings.Count(path[strings.Index(path, "/kata-test-"):], "/") > 1 {
+		if d.IsDir() && filepath.Base(filepath.Dir(path)) == parent {
 			s["cgroup "+path] = true
 		}
 		return nil
 	})
 }
 
+// snapFiles looks at the directories of sandboxes and containers; of volumes
+// and images at those that are not whole.
 func (e *Env) snapFiles(s Snapshot) error {
-	for _, dir := range []string{e.State, filepath.Join(e.Data, "containers"), "/dev/shm"} {
-		entries, err := os.ReadDir(dir)
+	for _, pattern := range []string{
+		filepath.Join(e.State, "*"), filepath.Join(e.Data, "containers", "[^.]*"),
+		filepath.Join(e.Data, "volumes", ".*"), filepath.Join(e.Data, "volumes", "*", ".*"),
+	} {
+		found, err := filepath.Glob(pattern)
 		if err != nil {
-			continue // not made yet
+			return err
 		}
-		for _, en := range entries {
-			if en.Name() != ".lock" {
-				s["file "+filepath.Join(dir, en.Name())] = true
-			}
+		for _, f := range found {
+			s["file "+f] = true
 		}
 	}
 	return nil
