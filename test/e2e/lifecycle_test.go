@@ -10,11 +10,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"golang.org/x/sys/unix"
 )
 
 // start starts a detached container, which the test's end removes.
@@ -143,7 +143,7 @@ func TestVMMKilled(t *testing.T) {
 	poll(t, "it runs", func() bool { return out.String() == "ready\n" })
 	pid := state(t, find(t, "vmm-killed")).VMMPID
 	killed := time.Now()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
@@ -163,10 +163,10 @@ func TestOwnerKilled(t *testing.T) {
 	t.Parallel()
 	id := start(t, "--network", "none", busybox, "sleep", "1000")
 	st := state(t, id)
-	if err := syscall.Kill(st.OwnerPID, syscall.SIGKILL); err != nil {
+	if err := unix.Kill(st.OwnerPID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, "QEMU has ended", func() bool { return syscall.Kill(st.VMMPID, 0) != nil })
+	poll(t, "QEMU has ended", func() bool { return unix.Kill(st.VMMPID, 0) != nil })
 	if out := env.MustKata(t, "ps", "-a"); !strings.Contains(out, "dead") {
 		t.Errorf("kata ps -a: %s", out)
 	}
@@ -209,7 +209,7 @@ func TestKilledInEachPhase(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(after * time.Millisecond) //nolint:forbidigo // the point of the test
+			time.Sleep(after * time.Millisecond)
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}

@@ -6,8 +6,11 @@ package e2e
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -22,6 +25,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
@@ -30,9 +34,24 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// maxParallel is how many tests run at a time at most, each of which has a
+// virtual machine or two.
+const maxParallel = 3
+
+func limitParallel() error {
+	f := flag.Lookup("test.parallel")
+	if n, err := strconv.Atoi(f.Value.String()); err == nil && n <= maxParallel {
+		return nil
+	}
+	return f.Value.Set(strconv.Itoa(maxParallel))
+}
+
 // run runs all tests between two looks at the host.
 func run(m *testing.M) (code int, err error) {
 	ctx := context.Background()
+	if err := limitParallel(); err != nil {
+		return 1, err
+	}
 	e, remove, err := harness.New("")
 	if err != nil {
 		return 1, err
@@ -45,6 +64,10 @@ func run(m *testing.M) (code int, err error) {
 	env = e
 	if busybox, err = harness.Image(ctx, "busybox"); err != nil {
 		return 1, err
+	}
+	// What it says, the first time, is of no test.
+	if r, err := env.Run(ctx, nil, "kata", "image", "build"); err != nil || r.Code != 0 {
+		return 1, errors.Join(err, fmt.Errorf("kata image build: exit code %d: %s", r.Code, r.Stderr))
 	}
 	before, err := env.Snap()
 	if err != nil {
@@ -59,6 +82,35 @@ func run(m *testing.M) (code int, err error) {
 		return 1, fmt.Errorf("left on the host after all tests:\n  %s", strings.Join(left, "\n  "))
 	}
 	return code, nil
+}
+
+// installation makes an installation for one test that needs a configuration
+// of its own or wants to look at what it leaves. extra is as for [harness.New].
+func installation(t *testing.T, extra string) *harness.Env {
+	t.Helper()
+	e, remove, err := harness.New(extra)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if left, err := e.Left(); err != nil || len(left) > 0 {
+			t.Errorf("left by the test: %v\n  %s", err, strings.Join(left, "\n  "))
+		}
+		if err := remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return e
+}
+
+// image returns the reference of a test image.
+func image(t *testing.T, name string) string {
+	t.Helper()
+	ref, err := harness.Image(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
 }
 
 // sh runs a shell script in a container of the busybox image and wants it to

@@ -77,7 +77,7 @@ func New(extra string) (_ *Env, remove func() error, err error) {
 		Bin: bin, State: filepath.Join(state, "s"), Data: filepath.Join(data, "data"),
 		Config: filepath.Join(data, "configuration.toml"), Bridge: "kt" + strings.TrimPrefix(filepath.Base(state), namePrefix), Network: randomNetwork(),
 	}
-	remove = func() error { 
+	remove = func() error {
 		// The parent of the sandboxes' cgroups stays when they go.
 		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 			groups, _ := filepath.Glob(pattern + filepath.Base(state))
