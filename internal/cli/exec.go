@@ -174,7 +174,7 @@ func exitOf(resp *proxyv1.WaitResponse, a *app) error {
 		fmt.Fprintln(a.errOut, "kata: "+sandbox.Printable(resp.GetReason(), 4000))
 	}
 	if resp.GetExitCode() != 0 {
-		return command.Exit(resp.GetExitCode())
+		return command.ExitError(resp.GetExitCode())
 	}
 	return nil
 }

@@ -26,12 +26,12 @@ const (
 // maxLine bounds a line of an error, in bytes.
 const maxLine = 4000
 
-// Exit is an error that is only an exit code: that of a process, which has
+// ExitError is an error that is only an exit code: that of a process, which has
 // said itself what there was to say.
-type Exit int
+type ExitError int
 
 // Error implements error.
-func (e Exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+func (e ExitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
 // Program is one program.
 type Program struct {
@@ -55,7 +55,7 @@ func (p Program) Main(args []string) int {
 	if err == nil {
 		return 0
 	}
-	if code, ok := errors.AsType[Exit](err); ok {
+	if code, ok := errors.AsType[ExitError](err); ok {
 		return int(code)
 	}
 	// Names in images, and what registries answer, are part of errors.

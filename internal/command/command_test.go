@@ -17,8 +17,8 @@ func TestMainExitCode(t *testing.T) {
 		want int
 	}{
 		{"success", "run", nil, 0},
-		{"of a process", "run", Exit(7), 7},
-		{"of a process, wrapped", "run", fmt.Errorf("ended: %w", Exit(137)), 137},
+		{"of a process", "run", ExitError(7), 7},
+		{"of a process, wrapped", "run", fmt.Errorf("ended: %w", ExitError(137)), 137},
 		{"missing command", "run", fmt.Errorf("exec: %w", sandbox.ErrCommandNotFound), Missing},
 		{"denied command", "run", fmt.Errorf("exec: %w", sandbox.ErrCommandDenied), Denied},
 		{"failure of run", "run", errors.New("no kernel"), Failed},

@@ -33,7 +33,7 @@ func (a *app) checkCommand() *cobra.Command {
 				err = rep.WriteText(a.out, verbose)
 			}
 			if err == nil && !rep.CanCreate {
-				err = command.Exit(1)
+				err = command.ExitError(1)
 			}
 			return err
 		},

@@ -87,7 +87,7 @@ func (a *app) run(ctx context.Context, id, bundle string, release func()) (err e
 		fmt.Fprintln(a.errOut, "kata-runtime: "+sandbox.Printable(resp.GetReason(), 4000))
 	}
 	if code := resp.GetExitCode(); code != 0 {
-		return command.Exit(code)
+		return command.ExitError(code)
 	}
 	return nil
 }

@@ -174,7 +174,7 @@ func (p *Process) kill(ctx context.Context, all bool) error {
 	// A caller that gives up early does not make the guest disobedient.
 	ctx, done, err := s.Begin(context.WithoutCancel(ctx), killTimeout)
 	if err != nil {
-		return nil //nolint:nilerr // it has ended with the sandbox
+		return nil // it has ended with the sandbox
 	}
 	defer done()
 	_, err = s.agent.SignalProcess(ctx, &agentv1.SignalProcessRequest{Container: p.c.id, Signal: uint32(unix.SIGKILL), All: all})
