@@ -181,6 +181,38 @@ func TestRemoveTree(t *testing.T) {
 	}
 }
 
+// TestRemoveTreeHoweverDeepAndWide: a guest decides on the shape of the trees
+// that it leaves. The names that deep directories get are taken already.
+func TestRemoveTreeHoweverDeepAndWide(t *testing.T) {
+	tree := filepath.Join(t.TempDir(), "tree")
+	must(t, os.MkdirAll(filepath.Join(tree, deepPrefix+"1", "not empty"), 0o755))
+	must(t, os.WriteFile(filepath.Join(tree, deepPrefix+"0"), nil, 0o600))
+	for i := range 3 * maxNames {
+		must(t, os.WriteFile(filepath.Join(tree, strconv.Itoa(i)), nil, 0o600))
+	}
+	mkdirDeep(t, tree, "a", 700)
+	mkdirDeep(t, tree, "b", 700)
+	must(t, RemoveTree(tree))
+	if _, err := os.Lstat(tree); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the tree is still there (%v)", err)
+	}
+}
+
+// mkdirDeep makes a chain of directories of the same name.
+func mkdirDeep(t *testing.T, dir, name string, levels int) {
+	t.Helper()
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	for range levels {
+		must(t, unix.Mkdirat(fd, name, 0o755))
+		next, err := unix.Openat(fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		must(t, unix.Close(fd))
+		fd = next
+	}
+	must(t, unix.Close(fd))
+}
+
 func TestRemoveTreeStopsAtMounts(t *testing.T) {
 	needRoot(t)
 	tree := filepath.Join(t.TempDir(), "tree")
