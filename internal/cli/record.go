@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"golang.org/x/sys/unix"
@@ -239,14 +240,9 @@ func (s store) find(ref string) (record, error) {
 	return record{}, fmt.Errorf("container %q: %d ids begin so; give more of it", ref, len(hits))
 }
 
-// remove removes a container's directory.
+// remove removes a container's directory, in which its files may be.
 func (s store) remove(id string) error {
-	root, err := os.OpenRoot(s.dir)
-	if err != nil {
-		return fmt.Errorf("remove container %s: %w", short(id), err)
-	}
-	defer root.Close()
-	if err := root.RemoveAll(id); err != nil {
+	if err := cleanup.RemoveTree(s.path(id)); err != nil {
 		return fmt.Errorf("remove container %s: %w", short(id), err)
 	}
 	return nil

@@ -166,3 +166,20 @@ func TestBecome(t *testing.T) {
 		t.Error("an unknown user is accepted")
 	}
 }
+
+// TestRemoveDeepContainer: a container cannot make itself irremovable.
+func TestRemoveDeepContainer(t *testing.T) {
+	t.Parallel()
+	s := testStore(t)
+	create(t, s, record{ID: "aab1"})()
+	deep := filepath.Join(s.path("aab1"), "fs", strings.Repeat("d/", 1500))
+	if err := os.MkdirAll(deep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.remove("aab1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(s.path("aab1")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
