@@ -57,7 +57,7 @@ func measure(ctx context.Context, n int, step func(string)) (_ *result, err erro
 	if err := os.WriteFile(filepath.Join(b.volume(), "hello"), program("hello\n", exit), 0o755); err != nil {
 		return nil, err
 	}
-	if _, err := b.kata(ctx, "run", "--rm", "--network", "none", b.image, "true"); err != nil {
+	if err := b.kata(ctx, "run", "--rm", "--network", "none", b.image, "true"); err != nil {
 		return nil, fmt.Errorf("first container: %w", err)
 	}
 	if b.runc, err = newRunc(ctx, b); err != nil {
@@ -87,24 +87,23 @@ func (b *bench) add(name, what, unit string, s, runc samples) {
 }
 
 // kata runs `kata` to its end, which has to be a success.
-func (b *bench) kata(ctx context.Context, args ...string) (string, error) {
+func (b *bench) kata(ctx context.Context, args ...string) error {
 	r, err := b.env.Run(ctx, nil, "kata", args...)
 	if err == nil && r.Code != 0 {
 		err = fmt.Errorf("kata %s: exit code %d: %s", strings.Join(args, " "), r.Code, r.Stderr)
 	}
-	return r.Stdout, err
+	return err
 }
 
 // running measures a container that stays.
 func (b *bench) running(ctx context.Context, n int) (err error) {
 	b.step("running container")
 	args := []string{"run", "-d", "--name", container, "--network", "none", "-v", b.volume() + ":/bench:ro", b.image, "sleep", "100000"}
-	if _, err := b.kata(ctx, args...); err != nil {
+	if err := b.kata(ctx, args...); err != nil {
 		return err
 	}
 	defer func() {
-		_, rerr := b.kata(context.WithoutCancel(ctx), "rm", "-f", container)
-		err = errors.Join(err, rerr)
+		err = errors.Join(err, b.kata(context.WithoutCancel(ctx), "rm", "-f", container))
 	}()
 	if b.runc != nil {
 		if err := b.runc.stay(ctx); err != nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -412,10 +413,7 @@ func access() (string, error) {
 }
 
 func deep() (string, error) {
-	path := "."
-	for range 60 {
-		path += "/directory"
-	}
+	path := "." + strings.Repeat("/directory", 60)
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return "make", err
 	}
