@@ -153,8 +153,7 @@ func (u *unpacker) makeDir(p string, like *node) error {
 	if err := copyAttributes(src, parent, base, &like.stat); err != nil {
 		return err
 	}
-	u.dirTimes = append(u.dirTimes, dirTime{path: p, time: modTime(&like.stat)})
-	return nil
+	return u.setTimeLater(p, modTime(&like.stat))
 }
 
 // openLinkSource opens the file that a hard link names. One that only the

@@ -30,7 +30,8 @@ type Limits struct {
 	Bytes int64
 	// Entries in one layer.
 	Entries int
-	// NameBytes is the length of all names of one layer together.
+	// NameBytes is the length of all names of one layer together, and of
+	// those that have to be remembered of it.
 	NameBytes int64
 }
 
@@ -73,17 +74,14 @@ type unpacker struct {
 	done   Info
 
 	nameBytes int64
-	dirTimes  []dirTime
+	// dirTimes has the directories whose times are to be set at the end, when
+	// nothing is made in them any more, by their paths without links.
+	dirTimes map[string]time.Time
 	// parent is the directory of the last entry, as most entries are
 	// followed by one beside them. Nil: none.
 	parent     *os.File
 	parentPath string // as it was asked for
 	parentReal string // without symbolic links
-}
-
-type dirTime struct {
-	path string
-	time time.Time
 }
 
 // Unpack reads a tar stream into the empty directory dir, in the form that
@@ -101,6 +99,8 @@ func Unpack(ctx context.Context, dir string, r io.Reader, lowers []string, limit
 		merged: Tree{Dirs: append([]string{dir}, lowers...)},
 		limits: limits.WithDefaults(),
 		buf:    make([]byte, 256<<10),
+
+		dirTimes: make(map[string]time.Time),
 	}
 	defer func() { _ = u.root.Close() }()
 	defer u.forgetParent()
@@ -133,8 +133,8 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	if u.done.Entries++; u.done.Entries > u.limits.Entries {
 		return fmt.Errorf("layer has more than %d entries", u.limits.Entries)
 	}
-	if u.nameBytes += int64(len(h.Name)); u.nameBytes > u.limits.NameBytes {
-		return fmt.Errorf("names of the layer are longer than %d bytes together", u.limits.NameBytes)
+	if err := u.countName(h.Name); err != nil {
+		return err
 	}
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
@@ -164,6 +164,26 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 		return u.whiteout(parent, strings.TrimPrefix(base, whiteoutPrefix))
 	}
 	return u.create(h, content, parent, base)
+}
+
+// countName counts a name against the limit.
+func (u *unpacker) countName(name string) error {
+	if u.nameBytes += int64(len(name)); u.nameBytes > u.limits.NameBytes {
+		return fmt.Errorf("names of the layer are longer than %d bytes together", u.limits.NameBytes)
+	}
+	return nil
+}
+
+// setTimeLater remembers the time of a directory, whose path has no links in
+// it and may be far longer than its name in the archive.
+func (u *unpacker) setTimeLater(dir string, t time.Time) error {
+	if _, ok := u.dirTimes[dir]; !ok {
+		if err := u.countName(dir); err != nil {
+			return err
+		}
+	}
+	u.dirTimes[dir] = t
+	return nil
 }
 
 // create makes the file that the header describes.
@@ -210,7 +230,9 @@ func (u *unpacker) create(h *tar.Header, content io.Reader, parent *os.File, bas
 				}
 			}
 		}
-		u.dirTimes = append(u.dirTimes, dirTime{path: path.Join(u.parentReal, base), time: h.ModTime})
+		if err := u.setTimeLater(path.Join(u.parentReal, base), h.ModTime); err != nil {
+			return err
+		}
 	case tar.TypeReg, tar.TypeGNUSparse:
 		if err := u.writeFile(h, content, fd, base); err != nil {
 			return err
@@ -289,8 +311,7 @@ func (u *unpacker) setRoot(h *tar.Header) error {
 	if err := unix.Fchmod(int(u.root.Fd()), uint32(h.Mode)&0o7777); err != nil {
 		return fmt.Errorf("chmod: %w", err)
 	}
-	u.dirTimes = append(u.dirTimes, dirTime{time: h.ModTime})
-	return nil
+	return u.setTimeLater("", h.ModTime)
 }
 
 func (u *unpacker) writeFile(h *tar.Header, content io.Reader, dir int, base string) error {
@@ -385,18 +406,18 @@ func (u *unpacker) makeRoom(parent *os.File, base string, forDir bool) (opaque, 
 }
 
 func (u *unpacker) setDirTimes() error {
-	for _, d := range u.dirTimes {
-		f, err := u.openReal(d.path)
+	for dir, t := range u.dirTimes {
+		f, err := u.openReal(dir)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 			continue // a later entry took its place
 		}
 		if err != nil {
-			return fmt.Errorf("open directory %q: %w", shorten(d.path), err)
+			return fmt.Errorf("open directory %q: %w", shorten(dir), err)
 		}
-		err = setTime(unix.AT_FDCWD, procPath(f, ""), d.time)
+		err = setTime(unix.AT_FDCWD, procPath(f, ""), t)
 		_ = f.Close()
 		if err != nil {
-			return fmt.Errorf("directory %q: %w", shorten(d.path), err)
+			return fmt.Errorf("directory %q: %w", shorten(dir), err)
 		}
 	}
 	return nil

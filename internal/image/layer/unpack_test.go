@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -222,6 +224,43 @@ func TestUnpackHostile(t *testing.T) {
 			}
 			if got := getXattr(top, opaqueXattr); got == "y" {
 				t.Error("the directory outside was marked opaque")
+			}
+		})
+	}
+}
+
+// TestUnpackCountsWhatItKeeps: the path of a directory, which has to be
+// remembered, can be far longer than its name in the archive.
+func TestUnpackCountsWhatItKeeps(t *testing.T) {
+	layertest.NeedRoot(t)
+	long := strings.Repeat(strings.Repeat("x", 99)+"/", 20)
+	start := []*tar.Header{layertest.Entry(tar.TypeDir, long), layertest.Entry(tar.TypeSymlink, "s", layertest.Link(long))}
+	below := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(below, long), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name    string
+		entries []*tar.Header
+		lowers  []string
+		each    func(i int) *tar.Header
+		ok      bool
+	}{
+		{name: "behind a link", entries: start, each: func(i int) *tar.Header { return layertest.Entry(tar.TypeDir, "s/"+strconv.Itoa(i)) }},
+		{name: "the same again", entries: start, each: func(int) *tar.Header { return layertest.Entry(tar.TypeDir, "s/d") }, ok: true},
+		{name: "implied", lowers: []string{below}, entries: []*tar.Header{layertest.Entry(tar.TypeReg, long+"f")}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			entries := slices.Clone(tt.entries)
+			if tt.each != nil {
+				for i := range 100 {
+					entries = append(entries, tt.each(i))
+				}
+			}
+			dir := t.TempDir()
+			_, err := Unpack(t.Context(), dir, bytes.NewReader(layertest.Tar(t, entries...)), tt.lowers, Limits{NameBytes: 10_000})
+			if tt.ok != (err == nil) || err != nil && !strings.Contains(err.Error(), "longer than 10000") {
+				t.Errorf("unpack: error %v", err)
 			}
 		})
 	}
