@@ -155,7 +155,7 @@ func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
 	for _, m := range c.opts.Rootfs {
 		mounts = append(mounts, share.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
 	}
-	if err := c.s.share.AddRootfs(ctx, c.id, plan.Rootfs, mounts); err != nil {
+	if err := c.s.share.AddRootfs(ctx, c.id, plan.Rootfs, mounts, plan.RootReadonly); err != nil {
 		return err
 	}
 	for _, b := range plan.Binds {

@@ -101,6 +101,22 @@ func (d *Dir) openSource(path string, recursive bool) (int, error) {
 	return d.onHost(func() (int, error) { return openTree(unix.AT_FDCWD, path, flags) })
 }
 
+// openReadonly makes an overlay of the directory path, or clones it if that
+// cannot be.
+func (d *Dir) openReadonly(path string) (int, error) {
+	if !strings.HasPrefix(path, "/") {
+		return -1, errors.New("not an absolute path")
+	}
+	fd, err := d.onHost(scratchOverlay(path).mount)
+	if errors.Is(err, errRefused) {
+		return d.openSource(path, true)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("overlay: %w", err)
+	}
+	return fd, nil
+}
+
 // openMounts makes the mounts of a root file system and returns the result,
 // mounted nowhere. The type decides what a source is; nothing is guessed from
 // it. File systems on block devices are refused: their contents may be a

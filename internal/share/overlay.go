@@ -15,6 +15,19 @@ type overlay struct {
 	upper, work string   // both empty: read-only
 	readonly    bool
 	other       []string // options that name no path
+	// scratch: upper and work are on a small tmpfs of its own, which ends with
+	// the overlay. What is mounted below the only lower directory is shown,
+	// too, read-only.
+	scratch bool
+}
+
+// errRefused is wrapped when the kernel does not make an overlay of the given
+// directories.
+var errRefused = errors.New("overlayfs refuses it")
+
+// scratchOverlay is an overlay of a directory that is not to be changed.
+func scratchOverlay(dir string) overlay {
+	return overlay{lower: []string{dir}, scratch: true, other: []string{"index=off", "metacopy=off", "redirect_dir=off"}}
 }
 
 func parseOverlay(options []string) (overlay, error) {
@@ -107,7 +120,24 @@ func (o overlay) mount() (int, error) {
 		}
 	}
 	options := append([]string{"lowerdir=" + strings.Join(lower, ":")}, o.other...)
+	// Any directory will do, for nobody else sees this namespace.
+	at := o.lower[0]
 	flags := uintptr(unix.MS_RDONLY)
+	var below submounts
+	if o.scratch {
+		var err error
+		if below, err = openSubmounts(at); err != nil {
+			return -1, err
+		}
+		defer below.close()
+		fds, err := mountScratch(opened[0])
+		if err != nil {
+			return -1, err
+		}
+		opened = append(opened, fds[:]...)
+		options = append(options, fmt.Sprintf("upperdir=/proc/self/fd/%d", fds[0]), fmt.Sprintf("workdir=/proc/self/fd/%d", fds[1]))
+		flags = 0
+	}
 	if o.upper != "" {
 		upper, err := open(o.upper)
 		if err != nil {
@@ -123,10 +153,14 @@ func (o overlay) mount() (int, error) {
 	if o.readonly {
 		flags = unix.MS_RDONLY
 	}
-	// Any directory will do, for nobody else sees this namespace.
-	at := o.lower[0]
 	if err := unix.Mount("overlay", at, "overlay", flags, strings.Join(options, ",")); err != nil {
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
+			return -1, fmt.Errorf("mount: %w: %w", errRefused, err)
+		}
 		return -1, fmt.Errorf("mount: %w", err)
 	}
-	return openTree(unix.AT_FDCWD, at, 0)
+	if err := below.attach(at); err != nil {
+		return -1, err
+	}
+	return openTree(unix.AT_FDCWD, at, unix.AT_RECURSIVE)
 }

@@ -139,15 +139,24 @@ func (d *Dir) Storage(tag, target string) *agentv1.Storage {
 
 // AddRootfs shows the root file system of a container: what mounts give, or
 // without any the directory path. It is writable until ProtectRootfs, so that
-// the agent can make mount points. On error call Remove.
-func (d *Dir) AddRootfs(ctx context.Context, container, path string, mounts []Mount) error {
+// the agent can make mount points. If the directory is to be readonly, those
+// are made in memory: a guest that is an attacker's already cannot use the time
+// until then to change the host's directory, unless it is one that overlayfs
+// refuses. On error call Remove.
+func (d *Dir) AddRootfs(ctx context.Context, container, path string, mounts []Mount, readonly bool) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("share rootfs of %s: %w", container, err)
 	}
-	if len(mounts) == 0 {
-		mounts = []Mount{{Type: "bind", Source: path, Options: []string{"rbind"}}}
+	var tree int
+	var err error
+	switch {
+	case len(mounts) > 0:
+		tree, err = d.openMounts(mounts)
+	case readonly:
+		tree, err = d.openReadonly(path)
+	default:
+		tree, err = d.openSource(path, true)
 	}
-	tree, err := d.openMounts(mounts)
 	if err != nil {
 		return fmt.Errorf("share rootfs of %s: %w", container, err)
 	}

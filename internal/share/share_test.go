@@ -63,7 +63,7 @@ func hostNS(t *testing.T) *os.File {
 func TestGuestCannotTouchTheDirectoryItself(t *testing.T) {
 	d := prepare(t)
 	src := t.TempDir()
-	must(t, d.AddRootfs(t.Context(), "c", src, nil))
+	must(t, d.AddRootfs(t.Context(), "c", src, nil, false))
 	for _, path := range []string{"new", "c/new", "c/mounts"} {
 		if err := os.Mkdir(filepath.Join(d.Path(), path), 0o755); !errors.Is(err, unix.EROFS) {
 			t.Errorf("mkdir %s in the shared directory: got %v, want EROFS", path, err)
@@ -94,7 +94,7 @@ func TestWhatAGuestMakesIsDead(t *testing.T) {
 	src := t.TempDir()
 	must(t, unix.Mknod(filepath.Join(src, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
 	must(t, os.Symlink("/etc/passwd", filepath.Join(src, "link")))
-	must(t, d.AddRootfs(t.Context(), "c", src, nil))
+	must(t, d.AddRootfs(t.Context(), "c", src, nil, false))
 	must(t, d.AddBind(t.Context(), "c", spec.Bind{Source: src}))
 	for _, at := range []string{"c/rootfs", "c/mounts/0"} {
 		if _, err := os.ReadFile(filepath.Join(d.Path(), at, "null")); !errors.Is(err, unix.EACCES) {
@@ -130,7 +130,7 @@ func TestReadOnlyReachesEveryMount(t *testing.T) {
 	must(t, d.AddBind(t.Context(), "c", spec.Bind{Index: 0, Source: src, Recursive: true, ReadOnly: true}))
 	must(t, d.AddBind(t.Context(), "c", spec.Bind{Index: 1, Source: src, Recursive: true}))
 	must(t, d.AddBind(t.Context(), "c", spec.Bind{Index: 2, Source: src, ReadOnly: true}))
-	must(t, d.AddRootfs(t.Context(), "c", src, nil))
+	must(t, d.AddRootfs(t.Context(), "c", src, nil, false))
 	for path, want := range map[string]error{
 		"c/mounts/0": unix.EROFS, "c/mounts/0/sub": unix.EROFS,
 		"c/mounts/1": nil, "c/mounts/1/sub": nil,
@@ -227,7 +227,7 @@ func TestRefusedSources(t *testing.T) {
 		t.Error("AddBind of a relative path: no error")
 	}
 	for _, path := range []string{filepath.Join(dir, "file"), filepath.Join(dir, "absent"), "/dev/null"} {
-		if err := d.AddRootfs(t.Context(), "c", path, nil); err == nil {
+		if err := d.AddRootfs(t.Context(), "c", path, nil, false); err == nil {
 			t.Errorf("AddRootfs of %s: no error", path)
 		}
 	}
@@ -237,20 +237,20 @@ func TestRefusedSources(t *testing.T) {
 		{{Type: "bind", Source: dir, Options: []string{"rshared"}}},
 		{{Type: "bind", Source: dir}, {Type: "bind", Source: dir}},
 	} {
-		if err := d.AddRootfs(t.Context(), "c", "", m); !errors.Is(err, ErrUnsupported) {
+		if err := d.AddRootfs(t.Context(), "c", "", m, false); !errors.Is(err, ErrUnsupported) {
 			t.Errorf("AddRootfs of %v: got %v, want ErrUnsupported", m, err)
 		}
 	}
 	for _, id := range []string{"", ".", "..", "a/b", "../x"} {
-		if err := d.AddRootfs(t.Context(), id, dir, nil); !errors.Is(err, fs.ErrInvalid) {
+		if err := d.AddRootfs(t.Context(), id, dir, nil, false); !errors.Is(err, fs.ErrInvalid) {
 			t.Errorf("AddRootfs for container %q: got %v, want fs.ErrInvalid", id, err)
 		}
 		if err := d.Remove(id); !errors.Is(err, fs.ErrInvalid) {
 			t.Errorf("Remove of container %q: got %v, want fs.ErrInvalid", id, err)
 		}
 	}
-	must(t, d.AddRootfs(t.Context(), "c", dir, nil))
-	if err := d.AddRootfs(t.Context(), "c", dir, nil); !errors.Is(err, fs.ErrExist) {
+	must(t, d.AddRootfs(t.Context(), "c", dir, nil, false))
+	if err := d.AddRootfs(t.Context(), "c", dir, nil, false); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("second AddRootfs: got %v, want fs.ErrExist", err)
 	}
 }
@@ -261,7 +261,7 @@ func TestRemoveLooksIntoNothing(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(src, "data"), nil, 0o600))
 	must(t, os.Symlink("/", filepath.Join(src, "link")))
 	for _, c := range []string{"a", "b"} {
-		must(t, d.AddRootfs(t.Context(), c, src, nil))
+		must(t, d.AddRootfs(t.Context(), c, src, nil, false))
 		for i := range 3 {
 			must(t, d.AddBind(t.Context(), c, spec.Bind{Index: i, Source: src}))
 		}
@@ -284,7 +284,7 @@ func TestRemoveLooksIntoNothing(t *testing.T) {
 			t.Errorf("the source lost %s: %v", name, err)
 		}
 	}
-	must(t, d.AddRootfs(t.Context(), "a", src, nil)) // the id can be used again
+	must(t, d.AddRootfs(t.Context(), "a", src, nil, false)) // the id can be used again
 }
 
 func TestCloseLeavesNothing(t *testing.T) {
@@ -295,7 +295,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	before, fds := mounts(t, "/"), openFDs(t)
 	d, err := Prepare(dir, nil)
 	must(t, err)
-	must(t, d.AddRootfs(t.Context(), "c", src, nil))
+	must(t, d.AddRootfs(t.Context(), "c", src, nil, false))
 	must(t, d.AddBind(t.Context(), "c", spec.Bind{Source: src}))
 	must(t, d.Close())
 	if diff := cmp.Diff(before, mounts(t, "/")); diff != "" {
@@ -349,8 +349,8 @@ func TestOverlay(t *testing.T) {
 	upper := mk("upper")
 	must(t, d.AddRootfs(t.Context(), "rw", "", []Mount{{
 		Type: "overlay", Source: "overlay", Options: []string{lowerdir, "upperdir=" + upper, "workdir=" + mk("work")},
-	}}))
-	must(t, d.AddRootfs(t.Context(), "ro", "", []Mount{{Type: "overlay", Options: []string{lowerdir}}}))
+	}}, false))
+	must(t, d.AddRootfs(t.Context(), "ro", "", []Mount{{Type: "overlay", Options: []string{lowerdir}}}, false))
 
 	for _, c := range []string{"rw", "ro"} {
 		root := filepath.Join(d.Path(), c, "rootfs")
@@ -370,6 +370,88 @@ func TestOverlay(t *testing.T) {
 	}
 	if n := len(mounts(t, dir)); n != 0 {
 		t.Errorf("%d mounts are left in the layers' directory", n)
+	}
+}
+
+// TestReadonlyDirectoryIsNotChanged: not even before ProtectRootfs, when the
+// agent makes mount points.
+func TestReadonlyDirectoryIsNotChanged(t *testing.T) {
+	d := prepare(t)
+	src := filepath.Join(t.TempDir(), "a dir:of, mine")
+	must(t, os.MkdirAll(filepath.Join(src, "sub dir"), 0o755))
+	must(t, os.MkdirAll(filepath.Join(src, "d"), 0o755))
+	must(t, os.WriteFile(filepath.Join(src, "f"), []byte("old"), 0o600))
+	must(t, os.Chmod(src, 0o1711))
+	must(t, os.Chown(src, 7, 8))
+	mountTmpfs(t, filepath.Join(src, "sub dir"), d.host)
+	before, fds := mounts(t, "/"), openFDs(t)
+	must(t, d.AddRootfs(t.Context(), "c", src, nil, true))
+	root := filepath.Join(d.Path(), "c/rootfs")
+
+	var got, want unix.Stat_t
+	must(t, unix.Stat(root, &got))
+	must(t, unix.Stat(src, &want))
+	if got.Mode != want.Mode || got.Uid != want.Uid || got.Gid != want.Gid || got.Mtim != want.Mtim {
+		t.Errorf("root directory: %+v, want it like %+v", got, want)
+	}
+	must(t, os.Mkdir(filepath.Join(root, "d/mount point"), 0o755))
+	must(t, os.WriteFile(filepath.Join(root, "f"), []byte("new"), 0o600))
+	must(t, os.WriteFile(filepath.Join(root, "g"), nil, 0o600))
+	if err := os.WriteFile(filepath.Join(root, "large"), make([]byte, 16<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("write of 16 MiB: got %v, want ENOSPC", err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "sub dir/f"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write to what is mounted in it: got %v, want EROFS", err)
+	}
+	if b, err := os.ReadFile(filepath.Join(src, "f")); err != nil || string(b) != "old" {
+		t.Errorf("the host's file is %q (%v)", b, err)
+	}
+	for _, name := range []string{"d/mount point", "g", "large"} {
+		if _, err := os.Lstat(filepath.Join(src, name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is in the host's directory (%v)", name, err)
+		}
+	}
+	must(t, d.ProtectRootfs("c"))
+	if err := os.WriteFile(filepath.Join(root, "late"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write to a protected rootfs: got %v, want EROFS", err)
+	}
+	must(t, d.Remove("c"))
+	if diff := cmp.Diff(before, mounts(t, "/")); diff != "" {
+		t.Errorf("mounts (-before +after):\n%s", diff)
+	}
+	if n := openFDs(t); n != fds {
+		t.Errorf("%d files are open, %d were before", n, fds)
+	}
+}
+
+// TestReadonlyDirectoryThatOverlayRefuses is shared all the same, as one that
+// is protected later: here, overlays are on one another as deep as can be.
+func TestReadonlyDirectoryThatOverlayRefuses(t *testing.T) {
+	d := prepare(t)
+	top := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(top, "f"), []byte("text"), 0o600))
+	dir := top
+	for {
+		at := t.TempDir()
+		_, err := d.onHost(func() (int, error) {
+			return 0, unix.Mount("overlay", at, "overlay", 0, "lowerdir="+dir+":"+t.TempDir())
+		})
+		if errors.Is(err, unix.EINVAL) {
+			break
+		}
+		must(t, err)
+		t.Cleanup(func() {
+			_, err := d.onHost(func() (int, error) { return 0, unix.Unmount(at, unix.MNT_DETACH) })
+			must(t, err)
+		})
+		dir = at
+	}
+	for name, path := range map[string]string{"deep": dir, "root": "/"} {
+		must(t, d.AddRootfs(t.Context(), name, path, nil, true))
+		must(t, d.ProtectRootfs(name))
+	}
+	if b, err := os.ReadFile(filepath.Join(d.Path(), "deep/rootfs/f")); err != nil || string(b) != "text" {
+		t.Errorf("file of the refused directory: %q, %v", b, err)
 	}
 }
 
@@ -440,20 +522,22 @@ func TestFailuresLeaveNothing(t *testing.T) {
 	before, fds := mounts(t, "/"), openFDs(t)
 	ctx := t.Context()
 	for name, f := range map[string]func() error{
-		"source is absent":     func() error { return d.AddBind(ctx, "c", spec.Bind{Source: file + "-absent"}) },
-		"source is a device":   func() error { return d.AddBind(ctx, "c", spec.Bind{Source: "/dev/null"}) },
-		"rootfs is a file":     func() error { return d.AddRootfs(ctx, "c", file, nil) },
-		"id is too long":       func() error { return d.AddBind(ctx, strings.Repeat("x", 300), spec.Bind{Source: dir}) },
-		"mount point is taken": func() error { return errors.Join(d.AddRootfs(ctx, "c", dir, nil), d.AddRootfs(ctx, "c", dir, nil)) },
+		"source is absent":   func() error { return d.AddBind(ctx, "c", spec.Bind{Source: file + "-absent"}) },
+		"source is a device": func() error { return d.AddBind(ctx, "c", spec.Bind{Source: "/dev/null"}) },
+		"rootfs is a file":   func() error { return d.AddRootfs(ctx, "c", file, nil, false) },
+		"id is too long":     func() error { return d.AddBind(ctx, strings.Repeat("x", 300), spec.Bind{Source: dir}) },
+		"mount point is taken": func() error {
+			return errors.Join(d.AddRootfs(ctx, "c", dir, nil, false), d.AddRootfs(ctx, "c", dir, nil, false))
+		},
 		"layer is absent": func() error {
-			return d.AddRootfs(ctx, "c", "", []Mount{{Type: "overlay", Options: []string{"lowerdir=" + dir + ":/absent"}}})
+			return d.AddRootfs(ctx, "c", "", []Mount{{Type: "overlay", Options: []string{"lowerdir=" + dir + ":/absent"}}}, false)
 		},
 		"kernel refuses overlay": func() error {
-			return d.AddRootfs(ctx, "c", "", []Mount{{Type: "overlay", Options: []string{"lowerdir=" + dir, "xino=odd"}}})
+			return d.AddRootfs(ctx, "c", "", []Mount{{Type: "overlay", Options: []string{"lowerdir=" + dir, "xino=odd"}}}, false)
 		},
 		"nothing to protect": func() error { return d.ProtectRootfs("c") },
 		"option of a bind is odd": func() error {
-			return d.AddRootfs(ctx, "c", "", []Mount{{Type: "bind", Source: dir, Options: []string{"odd"}}})
+			return d.AddRootfs(ctx, "c", "", []Mount{{Type: "bind", Source: dir, Options: []string{"odd"}}}, false)
 		},
 	} {
 		if err := f(); err == nil {
