@@ -51,9 +51,10 @@ func (l *commandLine) fd(f *os.File) string {
 // exist from the start, in this order, whatever the sandbox makes of them.
 func arguments(c vmm.Config, b backends) commandLine {
 	var l commandLine
-	bus := "-pci"
+	bus, params := "-pci", kernelParams
 	if c.MachineType == "microvm" {
-		bus = "-device"
+		// It has neither, which the kernel would call an error.
+		bus, params = "-device", kernelParams+" acpi=off pci=off"
 	}
 
 	// The id is an argument of its own, so that the process can be found by it.
@@ -61,11 +62,15 @@ func arguments(c vmm.Config, b backends) commandLine {
 	l.add("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S")
 	l.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 	l.add("-M", machine(c))
+	if c.MachineType == "microvm" {
+		// virtiofsd speaks to modern devices only.
+		l.add("-global", "virtio-mmio.force-legacy=false")
+	}
 	l.add("-accel", accel(c), "-cpu", cpu(c), "-smp", strconv.Itoa(c.CPUs))
 	l.add("-m", strconv.Itoa(c.MemoryMiB), "-object", memory(c))
 	l.add("-rtc", "base=utc")
 	l.add("-kernel", c.Kernel, "-initrd", c.Initrd)
-	l.add("-append", strings.TrimSpace(kernelParams+" "+c.KernelParams))
+	l.add("-append", strings.TrimSpace(params+" "+c.KernelParams))
 
 	l.add("-chardev", "socket,id=qmp,fd="+l.fd(b.qmp), "-mon", "chardev=qmp,mode=control")
 	l.add("-chardev", "socket,id=console,fd="+l.fd(b.console), "-serial", "chardev:console")

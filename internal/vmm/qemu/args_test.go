@@ -75,7 +75,7 @@ func TestArguments(t *testing.T) {
 -rtc base=utc
 -kernel /k/vmlinux
 -initrd /k/initrd
--append console=ttyS0 panic=-1 reboot=t quiet
+-append console=ttyS0 panic=-1 reboot=t acpi=off pci=off quiet
 -chardev socket,id=qmp,fd=3
 -mon chardev=qmp,mode=control
 -chardev socket,id=console,fd=4
