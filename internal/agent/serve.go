@@ -54,18 +54,38 @@ func (a *Agent) serveSerial(ctx context.Context) error {
 	}
 }
 
-// serveVsock serves connections from the host.
+// serveVsock serves connections from who has the key that comes through the
+// virtio-serial port: every user of the host can connect.
 func (a *Agent) serveVsock() error {
 	rpc, done := a.startServer(a.life)
 	defer done()
-	l, err := link.ListenVsock(vsockPort)
+	l, err := a.listenVsock()
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	a.markReady()
 	a.accept(a.life, l, rpc)
 	return errors.New("the listener of the link has ended")
+}
+
+// listenVsock waits for the key and listens.
+func (a *Agent) listenVsock() (link.Listener, error) {
+	path, err := awaitPort(a.life)
+	if err != nil {
+		return nil, err
+	}
+	port, err := openPort(a.life, path, func() {})
+	if err != nil {
+		return nil, err
+	}
+	defer port.Close()
+	return link.AwaitKey(port, func(key link.Key) (link.Listener, error) {
+		l, err := link.ListenVsock(vsockPort, key)
+		if err == nil {
+			a.markReady()
+		}
+		return l, err
+	})
 }
 
 func (a *Agent) markReady() {

@@ -75,18 +75,6 @@ func appendHeader(b []byte, h Header) ([]byte, error) {
 	return append(b, h.Exec...), nil
 }
 
-// WriteHeader writes h, in one write.
-func WriteHeader(w io.Writer, h Header) error {
-	b, err := appendHeader(make([]byte, 0, maxHeader), h)
-	if err != nil {
-		return err
-	}
-	if _, err := w.Write(b); err != nil {
-		return fmt.Errorf("write stream header: %w", err)
-	}
-	return nil
-}
-
 // ReadHeader reads a header and no byte more. An error that wraps ErrHeader
 // means that the other side does not speak the protocol.
 func ReadHeader(r io.Reader) (Header, error) {

@@ -44,7 +44,7 @@ type Stream interface {
 type Opener interface {
 	// Open opens a stream and sends its header.
 	Open(ctx context.Context, h Header) (Stream, error)
-	// Close closes the link and every stream of it.
+	// Close closes the link and every stream of it, but for DialUnix's.
 	Close() error
 }
 

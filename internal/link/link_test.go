@@ -77,6 +77,10 @@ func links(t *testing.T, test func(t *testing.T, o Opener, l Listener)) {
 		t.Cleanup(func() { l.Close() })
 		test(t, DialUnix(path), l)
 	})
+	t.Run("keyed", func(t *testing.T) {
+		o, l, _ := keyed(t, Key{1, 2, 3})
+		test(t, o, l)
+	})
 }
 
 var stdio = Header{Kind: KindStdio, Container: "c1", FD: 1}
@@ -475,16 +479,15 @@ func TestHeaders(t *testing.T) {
 		{"escape", Header{Kind: KindStdio, Container: "c", Exec: "\x1b[2J"}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var b bytes.Buffer
-			err := WriteHeader(&b, tt.h)
+			encoded, err := appendHeader(nil, tt.h)
 			if (err == nil) != tt.ok {
 				t.Fatalf("write: %v", err)
 			}
 			if !tt.ok {
 				return
 			}
-			b.WriteString("rest")
-			got, err := ReadHeader(&b)
+			b := bytes.NewBuffer(append(encoded, "rest"...))
+			got, err := ReadHeader(b)
 			if err != nil || got != tt.h || b.String() != "rest" {
 				t.Errorf("read %+v, %v, left %q", got, err, b.String())
 			}
@@ -536,7 +539,7 @@ func TestVsockNobodyListens(t *testing.T) {
 	unix.Close(fd)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	o := DialVsock(unix.VMADDR_CID_LOCAL, 4000)
+	o := DialVsock(unix.VMADDR_CID_LOCAL, 4000, Key{})
 	defer o.Close()
 	if _, err := o.Open(ctx, Header{Kind: KindRPC}); err == nil {
 		t.Error("opened a stream to nobody")

@@ -63,25 +63,38 @@ type accepted struct {
 // which streams can be opened. The link owns conn, also after an error. ctx is
 // for the greeting only.
 func Client(ctx context.Context, conn net.Conn) (Opener, error) {
+	r := bufio.NewReaderSize(conn, 32<<10)
+	err := converse(ctx, conn, func() error {
+		if err := sendHello(conn); err != nil {
+			return err
+		}
+		_, err := readHello(r)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newSession(conn, r, true), nil
+}
+
+// converse runs talk, which the end of ctx interrupts. It closes conn if that
+// fails.
+func converse(ctx context.Context, conn net.Conn, talk func() error) error {
 	if err := ctx.Err(); err != nil {
 		_ = conn.Close()
-		return nil, fmt.Errorf("link: %w", err)
+		return fmt.Errorf("link: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	r := bufio.NewReaderSize(conn, 32<<10)
-	err := sendHello(conn)
-	if err == nil {
-		_, err = readHello(r)
-	}
+	err := talk()
 	if !stop() {
 		// The close above is the cause of whatever went wrong.
-		return nil, fmt.Errorf("link: %w", context.Cause(ctx))
+		return fmt.Errorf("link: %w", context.Cause(ctx))
 	}
 	if err != nil {
 		_ = conn.Close()
-		return nil, fmt.Errorf("link: %w", err)
+		return fmt.Errorf("link: %w", err)
 	}
-	return newSession(conn, r, true), nil
+	return nil
 }
 
 // Serve waits for a client's greeting on conn and returns the listener for its

@@ -7,10 +7,19 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
+)
+
+const (
+	// strangerBuffer in bytes is what whoever has shown no key can make the
+	// guest's kernel keep, for each connection; it has room for a key and a
+	// header. buffer, the kernel's default, is that of everybody else.
+	strangerBuffer = 4 << 10
+	buffer         = 256 << 10
+	// backlog is how many connections wait to be accepted.
+	backlog = 128
 )
 
 // vsockConn is a connection over AF_VSOCK. The file takes part in the
@@ -54,63 +63,17 @@ func vsockSocket() (int, error) {
 	return fd, os.NewSyscallError("socket", err)
 }
 
-// vsockOpener opens each stream as a vsock connection.
-type vsockOpener struct {
-	to     vsockAddr
-	joined atomic.Bool // a connection was made before
-	life   context.Context
-	end    context.CancelFunc
-}
-
 // DialVsock returns a link to the listener on the given port of the guest with
-// context id cid. Until a first stream was opened, Open tries again while the
-// guest does not listen yet, as long as its context lasts. Close does not end
-// open streams.
-func DialVsock(cid, port uint32) Opener {
-	life, end := context.WithCancel(context.Background())
-	return &vsockOpener{to: vsockAddr{cid, port}, life: life, end: end}
-}
-
-// Close implements Opener.
-func (o *vsockOpener) Close() error {
-	o.end()
-	return nil
-}
-
-// Open implements Opener.
-func (o *vsockOpener) Open(ctx context.Context, h Header) (Stream, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(o.life, cancel)()
-	wait := 2 * time.Millisecond
-	for {
-		c, err := connectVsock(ctx, o.to)
-		if err == nil {
-			o.joined.Store(true)
-			return sendHeader(ctx, c, h)
+// context id cid, which got the key by AwaitKey.
+func DialVsock(cid, port uint32, key Key) Opener {
+	to := vsockAddr{cid, port}
+	return dialKeyed("vsock "+to.String(), key, func(ctx context.Context) (Stream, error) {
+		c, err := connectVsock(ctx, to)
+		if err != nil {
+			return nil, err // not a nil *vsockConn
 		}
-		if o.joined.Load() || !notListening(err) {
-			return nil, fmt.Errorf("open stream: vsock %v: %w", o.to, err)
-		}
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return nil, fmt.Errorf("open stream: vsock %v: %w (last: %w)", o.to, ctx.Err(), err)
-		}
-		wait = min(2*wait, 50*time.Millisecond)
-	}
-}
-
-// notListening says whether err is what a guest that is still booting causes.
-func notListening(err error) bool {
-	for _, e := range []error{unix.ECONNRESET, unix.ECONNREFUSED, unix.ENODEV, unix.ETIMEDOUT, unix.EHOSTUNREACH, unix.ENETUNREACH} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
+		return c, nil
+	})
 }
 
 func connectVsock(ctx context.Context, to vsockAddr) (*vsockConn, error) {
@@ -170,15 +133,19 @@ func awaitConnect(ctx context.Context, f *os.File) error {
 }
 
 // ListenVsock returns the listener for streams that are opened to the port by
-// the host (context id 2); connections from anyone else are closed.
-func ListenVsock(port uint32) (Listener, error) {
+// the host (context id 2) with the key; other connections are closed.
+func ListenVsock(port uint32, key Key) (Listener, error) {
 	fd, err := vsockSocket()
 	if err != nil {
 		return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
 	}
 	err = unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: port})
 	if err == nil {
-		err = unix.Listen(fd, 128)
+		// Connections inherit it.
+		err = unix.SetsockoptUint64(fd, unix.AF_VSOCK, unix.SO_VM_SOCKETS_BUFFER_SIZE, strangerBuffer)
+	}
+	if err == nil {
+		err = unix.Listen(fd, backlog)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
@@ -190,18 +157,45 @@ func ListenVsock(port uint32) (Listener, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
 	}
-	return listen(func() (Stream, error) {
+	accept := func() (Stream, error) {
 		for {
 			c, err := acceptVsock(raw, port)
 			if err != nil {
 				return nil, err
 			}
-			if cid := c.remote.cid; cid == unix.VMADDR_CID_HOST || cid == unix.VMADDR_CID_LOCAL {
+			if c.remote.isHost() {
 				return c, nil
 			}
 			_ = c.Close()
 		}
-	}, f.Close), nil
+	}
+	admit := func(c Stream) error {
+		if err := key.check(c); err != nil {
+			return err
+		}
+		return c.(*vsockConn).setBuffer(buffer)
+	}
+	return listen(accept, admit, f.Close), nil
+}
+
+// isHost says whether a connection from a comes from the host. VMADDR_CID_LOCAL
+// does not: so a process of the guest appears.
+func (a vsockAddr) isHost() bool { return a.cid == unix.VMADDR_CID_HOST }
+
+// setBuffer says how many bytes the other side may send ahead.
+func (c *vsockConn) setBuffer(size uint64) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		set = unix.SetsockoptUint64(int(fd), unix.AF_VSOCK, unix.SO_VM_SOCKETS_BUFFER_SIZE, size)
+	})
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("setsockopt", set)
 }
 
 func acceptVsock(raw rawConn, port uint32) (*vsockConn, error) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -355,17 +356,12 @@ func orGone(err error) error {
 // connect makes the link and waits for the agent's first answer.
 func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 	defer s.trace.phase("guest boot to agent's first answer")()
-	if cfg.VsockCID != 0 {
-		s.link = link.DialVsock(cfg.VsockCID, vsockPort)
-	} else {
-		conn, err := s.machine.Agent(ctx)
-		if err != nil {
-			return fmt.Errorf("agent port: %w", err)
-		}
-		if s.link, err = link.Client(ctx, conn); err != nil {
-			_ = conn.Close()
-			return fmt.Errorf("link to the agent: %w", err)
-		}
+	conn, err := s.machine.Agent(ctx)
+	if err != nil {
+		return fmt.Errorf("agent port: %w", err)
+	}
+	if s.link, err = makeLink(ctx, conn, cfg.VsockCID); err != nil {
+		return fmt.Errorf("link to the agent: %w", err)
 	}
 	s.undo.Push("link", func(context.Context) error { _ = s.link.Close(); return nil })
 	rpc, err := s.link.Open(ctx, link.Header{Kind: link.KindRPC})
@@ -390,6 +386,24 @@ func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 	}
 	s.log.Info("guest is up", "kernel", s.kernel, "agent_rss_bytes", d.GetAgentRssBytes())
 	return nil
+}
+
+// makeLink makes the link over conn, which it owns, or, with the guest's context
+// id, over vsock. Then conn carries the key, without which the agent talks to
+// nobody.
+func makeLink(ctx context.Context, conn net.Conn, cid uint32) (link.Opener, error) {
+	if cid == 0 {
+		return link.Client(ctx, conn)
+	}
+	key, err := link.NewKey()
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	if err := link.OfferKey(ctx, conn, key); err != nil {
+		return nil, err
+	}
+	return link.DialVsock(cid, vsockPort, key), nil
 }
 
 // linkLost ends the sandbox after its rpc stream has ended.
