@@ -83,7 +83,9 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
 	}
-	plan, err := spec.Translate(sp, spec.Options{ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members()})
+	plan, err := spec.Translate(sp, spec.Options{
+		ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members(), OnTmpfs: s.share.OnTmpfs,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
 	}

@@ -101,6 +101,14 @@ func (d *Dir) openSource(path string, recursive bool) (int, error) {
 	return d.onHost(func() (int, error) { return openTree(unix.AT_FDCWD, path, flags) })
 }
 
+// OnTmpfs tells whether a path of the host is on a tmpfs. One that cannot be
+// looked at is not: AddBind tells why.
+func (d *Dir) OnTmpfs(path string) bool {
+	var st unix.Statfs_t
+	_, err := d.onHost(func() (int, error) { return 0, unix.Statfs(path, &st) })
+	return err == nil && st.Type == unix.TMPFS_MAGIC
+}
+
 // openReadonly makes an overlay of the directory path, or clones it if that
 // cannot be.
 func (d *Dir) openReadonly(path string) (int, error) {

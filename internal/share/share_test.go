@@ -184,6 +184,26 @@ func TestSourcesAreTheHosts(t *testing.T) {
 	}
 }
 
+func TestOnTmpfs(t *testing.T) {
+	d := prepare(t)
+	src := t.TempDir()
+	shm := filepath.Join(src, "shm")
+	must(t, os.Mkdir(shm, 0o755))
+	before := d.OnTmpfs(shm)
+	mountTmpfs(t, shm, d.host) // which is seen on the host only
+	if !d.OnTmpfs(shm) {
+		t.Error("a tmpfs is not seen as one")
+	}
+	var st unix.Statfs_t
+	must(t, unix.Statfs(src, &st))
+	if want := st.Type == unix.TMPFS_MAGIC; before != want {
+		t.Errorf("the directory before: %v, want %v", before, want)
+	}
+	if d.OnTmpfs(filepath.Join(src, "absent")) {
+		t.Error("what is absent is on a tmpfs")
+	}
+}
+
 func TestBindOfAFile(t *testing.T) {
 	d := prepare(t)
 	dir := t.TempDir()

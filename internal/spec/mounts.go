@@ -67,9 +67,10 @@ func (t *translation) bind(field string, m *specs.Mount) {
 	switch {
 	case guestDevice(b.Source):
 		m.Source = b.Source
-	case b.Destination == "/dev/shm" && path.Base(b.Source) == "shm":
+	case b.Destination == "/dev/shm" && path.Base(b.Source) == "shm" && t.opts.OnTmpfs != nil && t.opts.OnTmpfs(b.Source):
 		// The engine's tmpfs for the containers that share it. Memory cannot
 		// be shared across kernels by a file server: the guest has its own.
+		// A directory of that name on a disk is somebody's data.
 		m.Source = GuestShm
 	default:
 		m.Source = path.Join(GuestShared, t.opts.ID, "mounts", strconv.Itoa(b.Index))

@@ -21,6 +21,10 @@ type Options struct {
 	// Members are the ids of the containers that the sandbox has already, the
 	// oldest first.
 	Members []string
+	// OnTmpfs tells whether a path of the host is on a tmpfs: a bind mount of
+	// one named "shm" onto /dev/shm is the memory that an engine gives its
+	// containers to share, and becomes the guest's. Nil: no path is.
+	OnTmpfs func(path string) bool
 }
 
 // Plan is a container's spec, divided.

@@ -32,7 +32,10 @@ func base() *specs.Spec {
 }
 
 func options() Options {
-	return Options{ID: "c1", SandboxID: "s1", Bundle: "/bundle"}
+	return Options{
+		ID: "c1", SandboxID: "s1", Bundle: "/bundle",
+		OnTmpfs: func(path string) bool { return strings.HasPrefix(path, "/run/") || strings.HasPrefix(path, "/dev/") },
+	}
 }
 
 func TestTranslate(t *testing.T) {
@@ -88,6 +91,34 @@ func TestTranslate(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, plan); diff != "" {
 		t.Errorf("plan (-want +got):\n%s", diff)
+	}
+}
+
+// TestShm: the memory that an engine gives becomes the guest's, a directory
+// that is only called so does not.
+func TestShm(t *testing.T) {
+	tmpfs := options().OnTmpfs
+	for _, tt := range []struct {
+		source, destination string
+		onTmpfs             func(string) bool
+		want                string
+	}{
+		{"/run/engine/abc/shm", "/dev/shm/", tmpfs, GuestShm},
+		{"/run/engine/abc/shm", "/dev/shm", nil, "/run/kata/shared/c1/mounts/0"},
+		{"/run/engine/abc/memory", "/dev/shm", tmpfs, "/run/kata/shared/c1/mounts/0"},
+		{"/run/engine/abc/shm", "/shm", tmpfs, "/run/kata/shared/c1/mounts/0"},
+		{"/data/shm", "/dev/shm", tmpfs, "/run/kata/shared/c1/mounts/0"},
+	} {
+		s, o := base(), options()
+		s.Mounts = []specs.Mount{{Destination: tt.destination, Type: "bind", Source: tt.source}}
+		o.OnTmpfs = tt.onTmpfs
+		plan, err := Translate(s, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := plan.Guest.Mounts[0].Source; got != tt.want {
+			t.Errorf("%s on %s: the source is %s, want %s", tt.source, tt.destination, got, tt.want)
+		}
 	}
 }
 
