@@ -57,7 +57,6 @@ func newPlan(id string, s *specs.Spec, join map[specs.LinuxNamespaceType]*Contai
 		Domainname: s.Domainname,
 		Process:    newProcess(&bad, s.Process, linux),
 		Root:       newRoot(&bad, s, linux),
-		Sysctls:    newSysctls(&bad, linux.Sysctl),
 	}
 	made := namespaces(&bad, linux.Namespaces, join)
 	// A pid namespace can be had by being born in it only.
@@ -66,6 +65,8 @@ func newPlan(id string, s *specs.Spec, join map[specs.LinuxNamespaceType]*Contai
 	if !uts && (s.Hostname != "" || s.Domainname != "") {
 		bad.add("hostname", "needs a uts namespace in linux.namespaces")
 	}
+	ipc := made&unix.CLONE_NEWIPC != 0 || join[specs.IPCNamespace] != nil
+	p.Sysctls = newSysctls(&bad, linux.Sysctl, ipc, uts)
 	p.TimeOffsets = timeOffsets(&bad, linux.TimeOffsets, made)
 	return p, made & unix.CLONE_NEWPID, bad.err()
 }
@@ -151,8 +152,11 @@ func timeOffsets(bad *problems, offsets map[string]specs.LinuxTimeOffset, made i
 	return lines.String()
 }
 
-// newSysctls translates names, in which either dots or slashes separate.
-func newSysctls(bad *problems, sysctls map[string]string) [][2]string {
+// newSysctls translates names, in which either dots or slashes separate. Only
+// sysctls of namespaces that the container has are let through: another one,
+// such as kernel.core_pattern, would change the guest and be a way out of the
+// container. ipc and uts tell whether it has these; the network is the guest's.
+func newSysctls(bad *problems, sysctls map[string]string, ipc, uts bool) [][2]string {
 	var list [][2]string
 	for name, value := range sysctls {
 		file := name
@@ -164,10 +168,42 @@ func newSysctls(bad *problems, sysctls map[string]string) [][2]string {
 			bad.add("linux.sysctl", "invalid name %q", name)
 			continue
 		}
+		if why := refusedSysctl(file, ipc, uts); why != "" {
+			bad.add("linux.sysctl", "%q %s", name, why)
+			continue
+		}
 		list = append(list, [2]string{file, value})
 	}
 	slices.SortFunc(list, func(a, b [2]string) int { return strings.Compare(a[0], b[0]) })
 	return list
+}
+
+// refusedSysctl tells why a sysctl, whose name has slashes, cannot be set for a
+// container; empty: it can.
+func refusedSysctl(file string, ipc, uts bool) string {
+	switch {
+	case strings.HasPrefix(file, "net/"):
+		return ""
+	case strings.HasPrefix(file, "fs/mqueue/") || slices.Contains(ipcSysctls[:], file):
+		if !ipc {
+			return "needs an ipc namespace in linux.namespaces"
+		}
+		return ""
+	case file == "kernel/domainname":
+		if !uts {
+			return "needs a uts namespace in linux.namespaces"
+		}
+		return ""
+	case file == "kernel/hostname":
+		return "is what the field hostname is for"
+	}
+	return "is of the whole kernel, not of a namespace"
+}
+
+// ipcSysctls are those of an IPC namespace that are not below fs/mqueue.
+var ipcSysctls = [...]string{
+	"kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem",
+	"kernel/shmall", "kernel/shmmax", "kernel/shmmni", "kernel/shm_rmid_forced",
 }
 
 // newRoot translates all that is about files.

@@ -52,6 +52,7 @@ func TestRefused(t *testing.T) {
 		{"process label", func(s *specs.Spec) { s.Process.SelinuxLabel = "x" }, "process.selinuxLabel", true},
 		{"propagation", func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" }, "linux.rootfsPropagation", false},
 		{"sysctl", func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"../../x": "1"} }, "linux.sysctl", false},
+		{"sysctl of the guest", func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.core_pattern": "|/x"} }, "linux.sysctl", false},
 		{"capability", func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_X"} }, "process.capabilities.bounding", false},
 		{"rlimit", func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} }, "process.rlimits", false},
 		{"rlimit order", func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE", Soft: 1}} }, "soft limit", false},
@@ -135,11 +136,51 @@ func TestMountOptions(t *testing.T) {
 func TestSysctlNames(t *testing.T) {
 	var bad problems
 	got := newSysctls(&bad, map[string]string{
-		"net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.1/x": "2", "net.ipv4.conf.eth0/2.x": "3", "kernel.x": "4",
-	})
-	want := [][2]string{{"kernel/x", "4"}, {"net/ipv4/conf/eth0.1/x", "2"}, {"net/ipv4/conf/eth0.2/x", "3"}, {"net/ipv4/ip_forward", "1"}}
+		"net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.1/x": "2", "net.ipv4.conf.eth0/2.x": "3", "kernel.sem": "4",
+	}, true, true)
+	want := [][2]string{{"kernel/sem", "4"}, {"net/ipv4/conf/eth0.1/x", "2"}, {"net/ipv4/conf/eth0.2/x", "3"}, {"net/ipv4/ip_forward", "1"}}
 	if d := cmp.Diff(want, got); d != "" || len(bad) > 0 {
 		t.Errorf("(-want +got)\n%s\n%v", d, bad)
+	}
+}
+
+// TestSysctlsOfTheGuest: what is not of a namespace that the container has is
+// refused, however the name is written.
+func TestSysctlsOfTheGuest(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		ipc, uts bool
+		want     string // of the error; empty: none
+	}{
+		{"net.core.somaxconn", false, false, ""},
+		{"fs.mqueue.msg_max", true, false, ""},
+		{"fs/mqueue/msg_max", false, true, "needs an ipc namespace"},
+		{"kernel.shm_rmid_forced", true, false, ""},
+		{"kernel.shm_rmid_forced", false, true, "needs an ipc namespace"},
+		{"kernel.domainname", false, true, ""},
+		{"kernel.domainname", true, false, "needs a uts namespace"},
+		{"kernel.hostname", true, true, "the field hostname"},
+		{"kernel.core_pattern", true, true, "whole kernel"},
+		{"kernel/core_pattern", true, true, "whole kernel"},
+		{"kernel.modprobe", true, true, "whole kernel"},
+		{"kernel.shm_next_id", true, true, "whole kernel"},
+		{"kernel.msgmax.x", true, true, "whole kernel"},
+		{"vm.overcommit_memory", true, true, "whole kernel"},
+		{"fs.mqueue", true, true, "whole kernel"},
+		{"fs.suid_dumpable", true, true, "whole kernel"},
+		{"net", true, true, "whole kernel"},
+		{"net/../kernel/core_pattern", true, true, "invalid name"},
+		{"net//core", true, true, "invalid name"},
+	} {
+		var bad problems
+		got := newSysctls(&bad, map[string]string{tt.name: "x"}, tt.ipc, tt.uts)
+		err := bad.err()
+		if tt.want == "" && (err != nil || len(got) != 1) {
+			t.Errorf("%s: %v, error %v", tt.name, got, err)
+		}
+		if tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) || len(got) > 0) {
+			t.Errorf("%s: %v, error %v, want one with %q", tt.name, got, err, tt.want)
+		}
 	}
 }
 
