@@ -67,6 +67,7 @@ func TestArguments(t *testing.T) {
 			c.Share = vmm.Share{Tag: "kata", Socket: "/dir/virtiofsd.sock"}
 			b.tap, b.vhostNet, b.vhostVsock, b.virtiofs = new(os.File), new(os.File), new(os.File), new(os.File)
 		}, `-M microvm,acpi=off,memory-backend=ram
+-global virtio-mmio.force-legacy=false
 -accel kvm
 -cpu host
 -smp 2
