@@ -18,12 +18,12 @@ import (
 	"io"
 	"math"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/tail"
+	"github.com/seed-efd44b36/kata/internal/thread"
 	"golang.org/x/sys/unix"
 )
 
@@ -53,6 +53,9 @@ type Command struct {
 	// as far as the kernel has Landlock. It has to contain the program itself
 	// and its libraries.
 	Access *Access
+	// Root, when set, takes away all of the host's file system but Access,
+	// which has to be set as well.
+	Root *Root
 	// User, when set, is whom the child runs as, without capabilities.
 	User *User
 	// NoNetwork puts the child into an empty network namespace. What is open
@@ -113,8 +116,14 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 	}
 	p := &Process{tail: tail.New(c.Stderr), done: make(chan struct{})}
 	started := make(chan error, 1)
-	// The goroutine ends with the child; Done tells.
-	go p.run(c, started)
+	// The goroutine ends with the child; Done tells. It keeps off the first
+	// thread, whose root and namespaces are those that /proc shows as ours.
+	go func() {
+		_ = thread.Run(func() error {
+			p.run(c, started)
+			return nil
+		})
+	}()
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", c.Path, err)
 	}
@@ -157,13 +166,11 @@ func (p *Process) Stderr() []byte { return p.tail.Bytes() }
 
 // run starts the child, waits for it, and closes done.
 //
-// It owns one thread from beginning to end and never gives it back, for two
-// reasons: the parent-death signal is sent when the thread that forked ends,
-// not the process; and the capabilities that it drops are its own, which no
-// other goroutine must find itself with. A thread that is still locked when its
-// goroutine returns is ended by the Go runtime.
+// It needs a thread of its own from beginning to end, which is never used
+// again, for two reasons: the parent-death signal is sent when the thread that
+// forked ends, not the process; and the capabilities and the root that it gives
+// up are its own, which no other goroutine must find itself without.
 func (p *Process) run(c Command, started chan<- error) {
-	runtime.LockOSThread()
 	r, w, err := os.Pipe()
 	if err != nil {
 		started <- fmt.Errorf("make the output pipe: %w", err)
@@ -218,6 +225,14 @@ func fork(c Command, output *os.File) (*os.Process, error) {
 	if err := confine(c.KeepCaps); err != nil {
 		return nil, err
 	}
+	if c.Root != nil {
+		if c.Access == nil {
+			return nil, errors.New("a root of its own needs a list of what is in it")
+		}
+		if err := c.Root.enter(*c.Access); err != nil {
+			return nil, fmt.Errorf("make its root: %w", err)
+		}
+	}
 	if c.Access != nil {
 		if err := restrict(*c.Access); err != nil {
 			return nil, err
@@ -225,7 +240,10 @@ func fork(c Command, output *os.File) (*os.Process, error) {
 	}
 	sys := &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setsid: true}
 	if c.NoNetwork {
-		sys.Cloneflags = unix.CLONE_NEWNET
+		sys.Cloneflags |= unix.CLONE_NEWNET
+	}
+	if c.Root != nil {
+		sys.Cloneflags |= unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	}
 	if c.User != nil {
 		sys.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID}

@@ -74,7 +74,8 @@ type Config struct {
 type Share struct {
 	// Tag is the mount tag that the guest uses.
 	Tag string
-	// Path is the directory on the host (9p).
+	// Path is the directory on the host (9p). What is mounted in it while the
+	// machine runs is seen by the guest if it is a shared mount.
 	Path string
 	// Socket is that of a running virtiofsd; when set, the share is virtio-fs
 	// and the guest's memory is shared with it.

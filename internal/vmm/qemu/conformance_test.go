@@ -4,6 +4,7 @@ package qemu
 
 import (
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -89,7 +90,17 @@ func checkConfinement(t *testing.T, m vmm.Machine, c vmm.Config) {
 		caps |= 1 << bit
 	}
 	mask := fmt.Sprintf("%016x", caps)
+	identity := "0\t0\t0\t0"
+	if !serves(c) {
+		mask = "0000000000000000"
+		u := user(c)
+		if u == nil {
+			t.Fatal("qemu is root, and does not have to be")
+		}
+		identity = fmt.Sprintf("%[1]d\t%[1]d\t%[1]d\t%[1]d", u.UID)
+	}
 	for name, want := range map[string]string{
+		"Uid": identity, "Gid": identity,
 		"CapBnd": mask, "CapPrm": mask, "CapEff": mask,
 		"CapInh": "0000000000000000", "CapAmb": "0000000000000000",
 		"NoNewPrivs": "1", "Seccomp": "2", "Groups": "",
@@ -105,6 +116,17 @@ func checkConfinement(t *testing.T, m vmm.Machine, c vmm.Config) {
 		t.Error("no argument is the sandbox's id")
 	}
 	checkDescriptors(t, filepath.Join(dir, "fd"), c)
+	checkRoot(t, filepath.Join(dir, "root"), c)
+	checkMounts(t, read("mountinfo"), c)
+	for _, name := range []string{"mnt", "net", "ipc", "uts"} {
+		theirs, err := os.Readlink(filepath.Join(dir, "ns", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ours, err := os.Readlink("/proc/self/ns/" + name); err != nil || ours == theirs {
+			t.Errorf("qemu is in our %s namespace (%v)", name, err)
+		}
+	}
 	if supervise.LandlockABI() == 0 {
 		t.Error("this kernel has no Landlock: QEMU can open any file")
 	}
@@ -124,6 +146,65 @@ func checkDescriptors(t *testing.T, dir string, c vmm.Config) {
 		anonymous := !strings.HasPrefix(target, "/") || strings.HasPrefix(target, "/memfd:")
 		if !anonymous && target != "/dev/null" && target != "/dev/kvm" && !strings.HasPrefix(target, c.Share.Path) {
 			t.Errorf("descriptor %s is %s", entry.Name(), target)
+		}
+	}
+}
+
+// given reports whether QEMU's root is to have path, or something below it.
+func given(path string, c vmm.Config) bool {
+	a := access(c)
+	for _, p := range append(append([]string{}, a.Read...), a.Write...) {
+		if path == "/" || p == path || strings.HasPrefix(p, path+"/") {
+			return true
+		}
+	}
+	return serves(c) && path == "/proc"
+}
+
+// checkRoot finds files in QEMU's root that it should not have. It does not
+// look into what is mounted there as a whole.
+func checkRoot(t *testing.T, root string, c vmm.Config) {
+	t.Helper()
+	whole := map[string]bool{"/proc": true}
+	a := access(c)
+	for _, p := range append(append([]string{}, a.Read...), a.Write...) {
+		whole[p] = true
+	}
+	err := filepath.WalkDir(root+"/", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := filepath.Join("/", strings.TrimPrefix(path, root))
+		if !given(name, c) {
+			t.Errorf("qemu's root has %s", name)
+		}
+		if entry.IsDir() && whole[name] {
+			return fs.SkipDir
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// checkMounts finds mounts in QEMU's namespace that it should not have, or that
+// it could change.
+func checkMounts(t *testing.T, info string, c vmm.Config) {
+	t.Helper()
+	for line := range strings.Lines(info) {
+		fields := strings.Fields(line)
+		if len(fields) < 6 {
+			t.Fatalf("mountinfo has %q", line)
+		}
+		point, options := fields[4], strings.Split(fields[5], ",")
+		if point == c.Share.Path && serves(c) {
+			continue
+		}
+		// What is mounted below /usr on this host is there as well.
+		below := slices.ContainsFunc(access(c).Read, func(p string) bool { return strings.HasPrefix(point, p+"/") })
+		if !given(point, c) && !below || !slices.Contains(options, "ro") || !slices.Contains(options, "nosuid") {
+			t.Errorf("qemu has the mount %s", line)
 		}
 	}
 }

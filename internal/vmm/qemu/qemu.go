@@ -118,6 +118,11 @@ func (m *Machine) start(ctx context.Context) error {
 	if m.cfg.Unprivileged {
 		command.KeepCaps = capabilities(m.cfg)
 		command.Access = access(m.cfg)
+		command.Root = root(m.cfg)
+		command.User = user(m.cfg)
+		if supervise.LandlockABI() == 0 {
+			m.log.Warn("this kernel has no Landlock: qemu is confined by its root, without a second wall", "sandbox", m.cfg.ID)
+		}
 	}
 	proc, err := supervise.Start(ctx, command)
 	if err != nil {
@@ -313,7 +318,7 @@ func checkFiles(c vmm.Config) error {
 			return fmt.Errorf("%s %s is not a regular file", f.what, f.path)
 		}
 	}
-	if c.Share.Socket == "" && c.Share.Path != "" {
+	if serves(c) {
 		if info, err := os.Stat(c.Share.Path); err != nil {
 			return fmt.Errorf("shared directory: %w", err)
 		} else if !info.IsDir() {

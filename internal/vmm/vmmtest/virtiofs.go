@@ -39,6 +39,9 @@ func testVirtioFS(t *testing.T, d Driver) {
 		t.Fatal(err)
 	}
 	m, g := d.boot(t, c)
+	if d.Check != nil {
+		t.Run("Check", func(t *testing.T) { d.Check(t, m, c) })
+	}
 	g.ask(t, "mount", "virtiofs", "kata", "/mnt")
 	if got := g.ask(t, "read", "/mnt/from-host"); got != "text" {
 		t.Errorf("the guest reads %q, want text", got)

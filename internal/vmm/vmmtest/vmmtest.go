@@ -22,6 +22,7 @@ import (
 
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/vmm"
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds every wait. It is long: the guest may be emulated, and the
@@ -85,10 +86,24 @@ func (d Driver) config(t *testing.T) vmm.Config {
 	c.Dir = t.TempDir()
 	c.CPUs = 1
 	c.MemoryMiB = 256
-	c.Share = vmm.Share{Tag: "kata", Path: t.TempDir()}
+	c.Share = vmm.Share{Tag: "kata", Path: sharedDir(t)}
 	c.NIC = vmm.NIC{MAC: "02:00:00:12:34:56", MTU: 1450}
 	c.Unprivileged = true
 	return c
+}
+
+// sharedDir returns an empty directory in which later mounts reach the VMM.
+func sharedDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("bind %s: %v", dir, err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
+	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatalf("share the mount %s: %v", dir, err)
+	}
+	return dir
 }
 
 // machine makes a machine that is killed at the end of the test.
