@@ -12,6 +12,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/hook"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"golang.org/x/sys/unix"
@@ -404,4 +405,17 @@ func exitOfStartError(err error) Exit {
 		e.Code = 126
 	}
 	return e
+}
+
+// runHooks runs hooks on the host, as the container's caller sees it.
+func (s *Sandbox) runHooks(ctx context.Context, c *Container, hooks []specs.Hook) error {
+	st := c.state()
+	pid := 0 // a machine that has died has none
+	if pids := s.machine.PIDs(); len(pids) > 0 {
+		pid = pids[0]
+	}
+	return hook.Run(ctx, s.opts.HostMounts, hooks, specs.State{
+		Version: specs.Version, ID: c.id, Status: specs.ContainerState(st.Status),
+		Pid: pid, Bundle: c.opts.Bundle, Annotations: c.spec.Annotations,
+	})
 }

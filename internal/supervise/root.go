@@ -67,7 +67,7 @@ func (r Root) enter(access Access) error {
 			return err
 		}
 	}
-	if err := unix.Unmount(hostDir, unix.MNT_DETACH); err != nil {
+	if err := unix.Unmount(hostDir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 		return &os.PathError{Op: "unmount", Path: hostDir, Err: err}
 	}
 	if err := os.Remove(hostDir); err != nil {
