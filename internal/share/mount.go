@@ -41,8 +41,8 @@ func newTmpfs() (int, error) {
 }
 
 // openTree clones the mount at path into one that is in no namespace.
-func openTree(dirfd int, path string, flags uint) (int, error) {
-	fd, err := unix.OpenTree(dirfd, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|flags)
+func openTree(path string, flags uint) (int, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|flags)
 	if err != nil {
 		return -1, &os.PathError{Op: "open_tree", Path: path, Err: err}
 	}
@@ -98,7 +98,7 @@ func (d *Dir) openSource(path string, recursive bool) (int, error) {
 	if recursive {
 		flags = unix.AT_RECURSIVE
 	}
-	return d.onHost(func() (int, error) { return openTree(unix.AT_FDCWD, path, flags) })
+	return d.onHost(func() (int, error) { return openTree(path, flags) })
 }
 
 // OnTmpfs tells whether a path of the host is on a tmpfs. One that cannot be

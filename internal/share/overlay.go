@@ -162,5 +162,5 @@ func (o overlay) mount() (int, error) {
 	if err := below.attach(at); err != nil {
 		return -1, err
 	}
-	return openTree(unix.AT_FDCWD, at, unix.AT_RECURSIVE)
+	return openTree(at, unix.AT_RECURSIVE)
 }

@@ -75,7 +75,7 @@ func openSubmounts(dir string) (subs submounts, err error) {
 			subs.close()
 		}
 	}()
-	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+	if dir, err = mountPath(dir); err != nil {
 		return nil, err
 	}
 	if dir == "/" {
@@ -96,7 +96,7 @@ func openSubmounts(dir string) (subs submounts, err error) {
 		if !ok || path == "" {
 			continue
 		}
-		tree, err := openTree(unix.AT_FDCWD, point, 0)
+		tree, err := openTree(point, 0)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 			continue // another mount hides it
 		}
@@ -109,6 +109,16 @@ func openSubmounts(dir string) (subs submounts, err error) {
 		}
 	}
 	return subs, nil
+}
+
+// mountPath is the path of a directory as mountinfo has it: over no link.
+func mountPath(dir string) (string, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(fd)
+	return os.Readlink(fmt.Sprintf("/proc/thread-self/fd/%d", fd))
 }
 
 // attach mounts them at their paths below dir.

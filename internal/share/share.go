@@ -99,7 +99,7 @@ func Prepare(dir string, host *os.File) (_ *Dir, err error) {
 	}()
 	// The writable one is cloned before the other is made shared, so that it
 	// does not receive its mounts.
-	rw, err := openTree(unix.AT_FDCWD, dir, 0)
+	rw, err := openTree(dir, 0)
 	if err != nil {
 		return nil, err
 	}

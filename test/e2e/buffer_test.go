@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"sync"
+	"syscall"
 )
 
 // lockedBuffer collects the output of a program that still runs.
@@ -25,4 +26,9 @@ func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// nobody makes a program run as an ordinary user.
+func nobody() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 }
