@@ -80,7 +80,7 @@ func (s store) create(r record) (letGo func(), err error) {
 		return nil, err
 	}
 	for _, o := range all {
-		if o.Name == r.Name || o.ID == r.Name {
+		if r.Name != "" && (o.Name == r.Name || o.ID == r.Name) {
 			return nil, fmt.Errorf("the name %q is in use by container %s; remove it with `kata rm %s` or choose another", r.Name, short(o.ID), r.Name)
 		}
 	}
