@@ -129,13 +129,12 @@ LC_ALL=C; export LC_ALL
 mkdir /root/files
 tar -xpf /volume/files.tar -C /root/files
 tar -xpf /volume/files.tar -C /volume/guest
-list() { `+list+`; }
-list /root/files; echo ----; list /volume/guest; rm -r /root/files`)
+`+list, "sh", "/root/files")
 	t.Logf("took %s", time.Since(started).Round(time.Second))
-	inRoot, inVolume, _ := strings.Cut(out, "----\n")
-	same(t, "in the root file system", inRoot, onHost)
-	same(t, "in the volume", inVolume+"\n", onHost)
-	same(t, "in the volume, seen by the host", listing(t, filepath.Join(dir, "guest")), onHost)
+	same(t, "in the root file system", out+"\n", onHost)
+	// Each file takes two or three milliseconds of an emulated machine, so
+	// here the host looks.
+	same(t, "in the volume", listing(t, filepath.Join(dir, "guest")), onHost)
 }
 
 // listing is the list of a tree made by the host.
@@ -175,7 +174,7 @@ func manyFiles(t *testing.T, n int) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	random := rand.New(rand.NewPCG(1, 2)) // the same each time
+	random := rand.New(rand.NewPCG(1, 2))
 	epoch := time.Unix(1_000_000_000, 0)
 	last := ""
 	for i := range n {
