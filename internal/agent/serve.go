@@ -74,18 +74,11 @@ func (a *Agent) listenVsock() (link.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	port, err := openPort(a.life, path, func() {})
+	port, err := openPort(a.life, path, a.markReady)
 	if err != nil {
 		return nil, err
 	}
-	defer port.Close()
-	return link.AwaitKey(port, func(key link.Key) (link.Listener, error) {
-		l, err := link.ListenVsock(vsockPort, key)
-		if err == nil {
-			a.markReady()
-		}
-		return l, err
-	})
+	return link.ListenVsock(port, vsockPort)
 }
 
 func (a *Agent) markReady() {

@@ -25,25 +25,24 @@ const (
 	lastRetry  = time.Second
 )
 
-// Key is what the host shows at the start of each vsock connection. Anybody on
+// key is what the host shows at the start of each vsock connection. Anybody on
 // the host can connect to a guest; the key tells who may.
-type Key [32]byte
+type key [32]byte
 
 // errKey is the error of a connection that shows another key.
 var errKey = errors.New("wrong key")
 
-// NewKey returns a random key.
-func NewKey() (Key, error) {
-	var k Key
+func newKey() (key, error) {
+	var k key
 	if _, err := rand.Read(k[:]); err != nil {
-		return Key{}, fmt.Errorf("make key: %w", err)
+		return key{}, fmt.Errorf("make key: %w", err)
 	}
 	return k, nil
 }
 
 // check reads a key and compares it with k.
-func (k Key) check(r io.Reader) error {
-	var shown Key
+func (k key) check(r io.Reader) error {
+	var shown key
 	if _, err := io.ReadFull(r, shown[:]); err != nil {
 		return fmt.Errorf("read key: %w", err)
 	}
@@ -53,11 +52,10 @@ func (k Key) check(r io.Reader) error {
 	return nil
 }
 
-// OfferKey agrees on a version of the protocol with the guest at the other end
+// offerKey agrees on a version of the protocol with the guest at the other end
 // of conn, gives it the key, and returns when the guest listens for those who
-// show it. It closes conn. An error that wraps ErrVersion means that there is
-// no common version.
-func OfferKey(ctx context.Context, conn net.Conn, key Key) error {
+// show it. It closes conn.
+func offerKey(ctx context.Context, conn net.Conn, k key) error {
 	err := converse(ctx, conn, func() error {
 		if err := sendHello(conn); err != nil {
 			return err
@@ -65,7 +63,7 @@ func OfferKey(ctx context.Context, conn net.Conn, key Key) error {
 		if _, err := readHello(conn); err != nil {
 			return err
 		}
-		if _, err := conn.Write(append([]byte(keyMagic), key[:]...)); err != nil {
+		if _, err := conn.Write(append([]byte(keyMagic), k[:]...)); err != nil {
 			return fmt.Errorf("send key: %w", err)
 		}
 		return expect(conn, keyMagic, "read answer to key")
@@ -77,10 +75,11 @@ func OfferKey(ctx context.Context, conn net.Conn, key Key) error {
 	return nil
 }
 
-// AwaitKey is the guest's side of OfferKey. It calls listen with the key,
+// awaitKey is the guest's side of offerKey. It calls listen with the key,
 // before the host is told that it can connect, and returns what listen does.
-// conn is not used afterwards, and the caller's to close.
-func AwaitKey(conn io.ReadWriter, listen func(Key) (Listener, error)) (Listener, error) {
+// It closes conn.
+func awaitKey(conn io.ReadWriteCloser, listen func(key) (Listener, error)) (Listener, error) {
+	defer conn.Close()
 	r := bufio.NewReaderSize(conn, 4<<10)
 	if _, err := answerHello(r, conn); err != nil {
 		return nil, fmt.Errorf("link: %w", err)
@@ -88,11 +87,11 @@ func AwaitKey(conn io.ReadWriter, listen func(Key) (Listener, error)) (Listener,
 	if err := expect(r, keyMagic, "read key"); err != nil {
 		return nil, fmt.Errorf("link: %w", err)
 	}
-	var key Key
-	if _, err := io.ReadFull(r, key[:]); err != nil {
+	var k key
+	if _, err := io.ReadFull(r, k[:]); err != nil {
 		return nil, fmt.Errorf("link: read key: %w", noEOF(err))
 	}
-	l, err := listen(key)
+	l, err := listen(k)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +118,7 @@ func expect(r io.Reader, magic, op string) error {
 type keyedOpener struct {
 	name    string // of the other side, for errors
 	connect func(context.Context) (Stream, error)
-	key     Key
+	key     key
 	life    context.Context // until Close
 	end     context.CancelFunc
 
@@ -133,10 +132,10 @@ type keyedStream struct {
 	opener *keyedOpener
 }
 
-func dialKeyed(name string, key Key, connect func(context.Context) (Stream, error)) *keyedOpener {
+func dialKeyed(name string, k key, connect func(context.Context) (Stream, error)) *keyedOpener {
 	life, end := context.WithCancel(context.Background())
 	return &keyedOpener{
-		name: name, connect: connect, key: key, life: life, end: end,
+		name: name, connect: connect, key: k, life: life, end: end,
 		streams: make(map[*keyedStream]struct{}),
 	}
 }

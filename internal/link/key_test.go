@@ -18,15 +18,15 @@ import (
 
 // keyed returns the two ends of a link whose connections begin with a key, and
 // the path of the unix socket that is in the place of a vsock port.
-func keyed(t *testing.T, key Key) (Opener, *connListener, string) {
+func keyed(t *testing.T, k key) (Opener, *connListener, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	ul, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := listen(func() (Stream, error) { return ul.AcceptUnix() }, func(c Stream) error { return key.check(c) }, ul.Close)
-	o := dialKeyed("test", key, func(context.Context) (Stream, error) {
+	l := listen(func() (Stream, error) { return ul.AcceptUnix() }, func(c Stream) error { return k.check(c) }, ul.Close)
+	o := dialKeyed("test", k, func(context.Context) (Stream, error) {
 		return net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	})
 	t.Cleanup(func() { o.Close(); l.Close() })
@@ -57,26 +57,26 @@ func ended(t *testing.T, c net.Conn) {
 }
 
 func TestKeyIsRequired(t *testing.T) {
-	key, err := NewKey()
+	k, err := newKey()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := NewKey(); err != nil || again == key || key == (Key{}) {
-		t.Fatalf("keys %v and %v, %v", key, again, err)
+	if again, err := newKey(); err != nil || again == k || k == (key{}) {
+		t.Fatalf("keys %v and %v, %v", k, again, err)
 	}
 	header, err := appendHeader(nil, Header{Kind: KindRPC})
 	if err != nil {
 		t.Fatal(err)
 	}
-	almost := key
+	almost := k
 	almost[len(almost)-1] ^= 1
-	o, l, path := keyed(t, key)
+	o, l, path := keyed(t, k)
 	for _, tt := range []struct{ name, first string }{
-		{"header only, as before there were keys", string(header) + strings.Repeat("\x00", len(key))},
+		{"header only, as before there were keys", string(header) + strings.Repeat("\x00", len(k))},
 		{"another key", string(almost[:]) + string(header)},
-		{"no key", string(make([]byte, len(key))) + string(header)},
-		{"key twice", string(key[:]) + string(key[:]) + string(header)},
-		{"key and no header", string(key[:]) + "GET / HTTP/1.0\r\n\r\n"},
+		{"no key", string(make([]byte, len(k))) + string(header)},
+		{"key twice", string(k[:]) + string(k[:]) + string(header)},
+		{"key and no header", string(k[:]) + "GET / HTTP/1.0\r\n\r\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := dial(t, path)
@@ -88,7 +88,7 @@ func TestKeyIsRequired(t *testing.T) {
 	}
 	t.Run("half a key", func(t *testing.T) {
 		c := dial(t, path)
-		if _, err := c.Write(key[:16]); err != nil {
+		if _, err := c.Write(k[:16]); err != nil {
 			t.Fatal(err)
 		}
 		if err := c.(*net.UnixConn).CloseWrite(); err != nil {
@@ -101,7 +101,7 @@ func TestKeyIsRequired(t *testing.T) {
 }
 
 func TestSilentConnectionsDoNotExhaust(t *testing.T) {
-	o, l, path := keyed(t, Key{7})
+	o, l, path := keyed(t, key{7})
 	var silent []net.Conn
 	for range 3 * maxPending {
 		silent = append(silent, dial(t, path))
@@ -127,7 +127,7 @@ func TestSilentConnectionsDoNotExhaust(t *testing.T) {
 }
 
 func TestCloseEndsKeyedStreams(t *testing.T) {
-	o, l, _ := keyed(t, Key{7})
+	o, l, _ := keyed(t, key{7})
 	c, s := open(t, o, l, stdio)
 	if err := o.Close(); err != nil {
 		t.Fatal(err)
@@ -156,7 +156,7 @@ func TestBusyListenerIsTriedAgain(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			a, _ := conns(t)
 			left := tt.resets
-			o := dialKeyed("test", Key{}, func(context.Context) (Stream, error) {
+			o := dialKeyed("test", key{}, func(context.Context) (Stream, error) {
 				if left--; left >= 0 {
 					return nil, tt.err
 				}
@@ -171,7 +171,7 @@ func TestBusyListenerIsTriedAgain(t *testing.T) {
 	t.Run("busy for ever", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
-		o := dialKeyed("test", Key{}, func(context.Context) (Stream, error) { return nil, unix.ECONNRESET })
+		o := dialKeyed("test", key{}, func(context.Context) (Stream, error) { return nil, unix.ECONNRESET })
 		defer o.Close()
 		if _, err := o.Open(ctx, stdio); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, unix.ECONNRESET) {
 			t.Errorf("got %v", err)
@@ -198,14 +198,14 @@ func TestVsockPeers(t *testing.T) {
 }
 
 func TestHandOverKey(t *testing.T) {
-	key := Key{1, 31: 9}
+	k := key{1, 31: 9}
 	a, b := conns(t)
 	b.SetDeadline(time.Now().Add(time.Minute))
 	offered := make(chan error, 1)
-	go func() { offered <- OfferKey(t.Context(), a, key) }()
+	go func() { offered <- offerKey(t.Context(), a, k) }()
 	want := &connListener{}
-	l, err := AwaitKey(b, func(got Key) (Listener, error) {
-		if got != key {
+	l, err := awaitKey(b, func(got key) (Listener, error) {
+		if got != k {
 			t.Errorf("got key %v", got)
 		}
 		select {
@@ -216,13 +216,15 @@ func TestHandOverKey(t *testing.T) {
 		return want, nil
 	})
 	if l != want || err != nil {
-		t.Fatalf("AwaitKey() = %v, %v", l, err)
+		t.Fatalf("awaitKey() = %v, %v", l, err)
 	}
 	if err := <-offered; err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		t.Errorf("the host left the port open: %v", err)
+	for _, c := range []net.Conn{a, b} {
+		if _, err := c.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("the port was left open: %v", err)
+		}
 	}
 }
 
@@ -243,7 +245,7 @@ func TestHandOverKeyFails(t *testing.T) {
 			a, b := conns(t)
 			io.WriteString(b, tt.guest)
 			b.(*net.UnixConn).CloseWrite()
-			err := OfferKey(t.Context(), a, Key{})
+			err := offerKey(t.Context(), a, key{})
 			if err == nil || !strings.Contains(err.Error(), tt.want) || tt.is != nil && !errors.Is(err, tt.is) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
@@ -264,7 +266,7 @@ func TestHandOverKeyFails(t *testing.T) {
 		{"cannot listen", hello + keyMagic + string(make([]byte, 32)), "no such device", failure},
 	} {
 		t.Run("guest: "+tt.name, func(t *testing.T) {
-			_, err := AwaitKey(feed{bytes.NewReader([]byte(tt.host)), io.Discard}, func(Key) (Listener, error) { return nil, failure })
+			_, err := awaitKey(feed{bytes.NewReader([]byte(tt.host)), io.Discard}, func(key) (Listener, error) { return nil, failure })
 			if err == nil || !strings.Contains(err.Error(), tt.want) || tt.is != nil && !errors.Is(err, tt.is) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
@@ -274,7 +276,7 @@ func TestHandOverKeyFails(t *testing.T) {
 		a, _ := conns(t)
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
-		if err := OfferKey(ctx, a, Key{}); !errors.Is(err, context.DeadlineExceeded) {
+		if err := offerKey(ctx, a, key{}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -285,20 +287,20 @@ func FuzzKey(f *testing.F) {
 	f.Add([]byte(helloMagic + "\x00\x01\x00\x01" + keyMagic + string(make([]byte, 32))))
 	f.Add([]byte("KATAKATAlink\x00\x01\x00\x02KATAvkey"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		l, err := AwaitKey(feed{bytes.NewReader(b), io.Discard}, func(k Key) (Listener, error) {
+		l, err := awaitKey(feed{bytes.NewReader(b), io.Discard}, func(k key) (Listener, error) {
 			if !bytes.Contains(b, append([]byte(keyMagic), k[:]...)) {
 				t.Errorf("got key %v of %q", k, b)
 			}
 			return &connListener{}, nil
 		})
 		if (l == nil) == (err == nil) {
-			t.Errorf("AwaitKey() = %v, %v", l, err)
+			t.Errorf("awaitKey() = %v, %v", l, err)
 		}
 		host, guest := net.Pipe()
 		var work sync.WaitGroup
 		work.Go(func() { io.Copy(io.Discard, guest) })
 		work.Go(func() { guest.Write(b); guest.Close() })
-		if err := OfferKey(context.Background(), host, Key{}); err == nil && !bytes.Contains(b, []byte(keyMagic)) {
+		if err := offerKey(context.Background(), host, key{}); err == nil && !bytes.Contains(b, []byte(keyMagic)) {
 			t.Errorf("took %q for an answer", b)
 		}
 		host.Close()

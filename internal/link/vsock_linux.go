@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -63,17 +64,26 @@ func vsockSocket() (int, error) {
 	return fd, os.NewSyscallError("socket", err)
 }
 
-// DialVsock returns a link to the listener on the given port of the guest with
-// context id cid, which got the key by AwaitKey.
-func DialVsock(cid, port uint32, key Key) Opener {
+// DialVsock gives the guest with context id cid a key, through its virtio-serial
+// port at the other end of conn, and returns a link to its ListenVsock on the
+// given port. It closes conn, also after an error. ctx is for this only.
+func DialVsock(ctx context.Context, conn net.Conn, cid, port uint32) (Opener, error) {
+	k, err := newKey()
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	if err := offerKey(ctx, conn, k); err != nil {
+		return nil, err
+	}
 	to := vsockAddr{cid, port}
-	return dialKeyed("vsock "+to.String(), key, func(ctx context.Context) (Stream, error) {
+	return dialKeyed("vsock "+to.String(), k, func(ctx context.Context) (Stream, error) {
 		c, err := connectVsock(ctx, to)
 		if err != nil {
 			return nil, err // not a nil *vsockConn
 		}
 		return c, nil
-	})
+	}), nil
 }
 
 func connectVsock(ctx context.Context, to vsockAddr) (*vsockConn, error) {
@@ -132,9 +142,14 @@ func awaitConnect(ctx context.Context, f *os.File) error {
 	return failure
 }
 
-// ListenVsock returns the listener for streams that are opened to the port by
-// the host (context id 2) with the key; other connections are closed.
-func ListenVsock(port uint32, key Key) (Listener, error) {
+// ListenVsock waits for the host to give a key through conn, and returns the
+// listener for the streams that it opens to the vsock port with it; connections
+// of others are closed. It closes conn, also after an error.
+func ListenVsock(conn io.ReadWriteCloser, port uint32) (Listener, error) {
+	return awaitKey(conn, func(k key) (Listener, error) { return listenVsock(port, k) })
+}
+
+func listenVsock(port uint32, k key) (Listener, error) {
 	fd, err := vsockSocket()
 	if err != nil {
 		return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
@@ -170,7 +185,7 @@ func ListenVsock(port uint32, key Key) (Listener, error) {
 		}
 	}
 	admit := func(c Stream) error {
-		if err := key.check(c); err != nil {
+		if err := k.check(c); err != nil {
 			return err
 		}
 		return c.(*vsockConn).setBuffer(buffer)

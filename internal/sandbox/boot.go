@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -360,7 +359,12 @@ func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 	if err != nil {
 		return fmt.Errorf("agent port: %w", err)
 	}
-	if s.link, err = makeLink(ctx, conn, cfg.VsockCID); err != nil {
+	if cfg.VsockCID != 0 {
+		s.link, err = link.DialVsock(ctx, conn, cfg.VsockCID, vsockPort)
+	} else {
+		s.link, err = link.Client(ctx, conn)
+	}
+	if err != nil {
 		return fmt.Errorf("link to the agent: %w", err)
 	}
 	s.undo.Push("link", func(context.Context) error { _ = s.link.Close(); return nil })
@@ -386,24 +390,6 @@ func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 	}
 	s.log.Info("guest is up", "kernel", s.kernel, "agent_rss_bytes", d.GetAgentRssBytes())
 	return nil
-}
-
-// makeLink makes the link over conn, which it owns, or, with the guest's context
-// id, over vsock. Then conn carries the key, without which the agent talks to
-// nobody.
-func makeLink(ctx context.Context, conn net.Conn, cid uint32) (link.Opener, error) {
-	if cid == 0 {
-		return link.Client(ctx, conn)
-	}
-	key, err := link.NewKey()
-	if err != nil {
-		_ = conn.Close()
-		return nil, err
-	}
-	if err := link.OfferKey(ctx, conn, key); err != nil {
-		return nil, err
-	}
-	return link.DialVsock(cid, vsockPort, key), nil
 }
 
 // linkLost ends the sandbox after its rpc stream has ended.
