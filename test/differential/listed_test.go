@@ -52,6 +52,10 @@ func listedDifferences() []difference {
 			reason: "masks are mounted with more of nosuid, nodev, noexec, and are the guest's /dev/null and not the container's, which it could replace",
 		},
 		{
+			probe: "process flags", hide: regexp.MustCompile(`(?m)^SigIgn:.*\n`), with: "",
+			reason: "runc hands on which signals its caller ignores; a machine begins with none",
+		},
+		{
 			variant: "standard", probe: "network", hide: regexp.MustCompile(`(?m)^eth0\n`), with: "",
 			reason: "a machine has its network device even when nothing is connected to it; it is down then",
 		},
