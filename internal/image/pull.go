@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -238,17 +239,19 @@ func (s *Store) fetchLayer(ctx context.Context, tmp, diffID string, lowers []str
 	}
 	defer func() { _ = rc.Close() }()
 	counted := &progressReader{r: rc, p: p, report: report}
-	plain, _, err := decompress(counted)
+	whole := sha256.New()
+	raw := io.TeeReader(counted, whole)
+	plain, _, err := decompress(raw)
 	if err != nil {
-		return layer.Info{}, err
+		return layer.Info{}, b.explain(err, raw, whole)
 	}
 	defer func() { _ = plain.Close() }()
-	hash := sha256.New()
-	done, err := layer.Unpack(ctx, dir, io.TeeReader(plain, hash), lowers, s.Limits)
+	content := sha256.New()
+	done, err := layer.Unpack(ctx, dir, io.TeeReader(plain, content), lowers, s.Limits)
 	if err != nil {
-		return layer.Info{}, err
+		return layer.Info{}, b.explain(err, raw, whole)
 	}
-	if got := "sha256:" + hex.EncodeToString(hash.Sum(nil)); got != diffID {
+	if got := "sha256:" + hex.EncodeToString(content.Sum(nil)); got != diffID {
 		return layer.Info{}, fmt.Errorf("content has digest %s instead of %s: the image is damaged or was tampered with", got, diffID)
 	}
 	if done.Dropped > 0 && s.Log != nil {
@@ -256,6 +259,22 @@ func (s *Store) fetchLayer(ctx context.Context, tmp, diffID string, lowers []str
 	}
 	counted.flush()
 	return done, nil
+}
+
+// explain tells of a layer that cannot be unpacked whether its blob is to
+// blame: whether what was read and the rest do not have the blob's digest.
+func (b blob) explain(err error, rest io.Reader, read hash.Hash) error {
+	var errno unix.Errno
+	if b.digest == "" || errors.As(err, &errno) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	if _, cerr := io.Copy(io.Discard, rest); cerr != nil {
+		return err
+	}
+	if got := "sha256:" + hex.EncodeToString(read.Sum(nil)); got != b.digest {
+		return fmt.Errorf("blob %s is damaged: its digest is %s: %w", b.digest, got, err)
+	}
+	return err
 }
 
 // commitLayer gives an unpacked layer its name.

@@ -305,7 +305,15 @@ func TestPullDamaged(t *testing.T) {
 				t.Fatal(err)
 			}
 			overwrite(t, blobOf(dir, m.Layers[1].Digest), data[:len(data)/2])
-		}, "unexpected EOF"},
+		}, "is damaged: its digest is"},
+		{"one byte is wrong", func(t *testing.T, dir string, m *v1.Manifest) {
+			data, err := os.ReadFile(blobOf(dir, m.Layers[1].Digest))
+			if err != nil {
+				t.Fatal(err)
+			}
+			data[len(data)/2] ^= 1
+			overwrite(t, blobOf(dir, m.Layers[1].Digest), data)
+		}, "is damaged: its digest is"},
 		{"empty layer file", func(t *testing.T, dir string, m *v1.Manifest) {
 			overwrite(t, blobOf(dir, m.Layers[1].Digest), nil)
 		}, "tampered"},
