@@ -298,7 +298,7 @@ func (s *Sandbox) serveShare(ctx context.Context) (socket string, err error) {
 		case <-srv.Done():
 			// Without it every access to a file hangs.
 			exit, output := srv.Failure()
-			s.die(fmt.Errorf("the file server of the sandbox ended: %s: %s", exit, strings.Join(tailLines(output, 3), "; ")))
+			s.die(fmt.Errorf("the file server of the sandbox ended: %s", strings.Join(append([]string{exit}, tailLines(output, 3)...), "; ")))
 		case <-s.life.Done():
 		}
 	})
