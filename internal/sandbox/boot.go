@@ -334,6 +334,12 @@ func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
 		return err
 	}
 	s.machine = m
+	// Without virtiofsd the VMM itself serves the directory.
+	if pids := m.PIDs(); cfg.Share.Socket == "" && len(pids) > 0 {
+		if err := s.share.ServedBy(pids[0]); err != nil {
+			return err
+		}
+	}
 	s.background.Go(func() {
 		select {
 		case <-m.Done():

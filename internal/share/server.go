@@ -33,6 +33,15 @@ type Server struct {
 	proc   *supervise.Process
 }
 
+// serverCaps are the capabilities that virtiofsd starts with. It keeps those of
+// a file server that acts for any user; the last two are for its own
+// confinement, after which they are gone.
+var serverCaps = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID",
+	"CAP_MKNOD", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETUID",
+	"CAP_SYS_ADMIN", "CAP_SETPCAP",
+}
+
 // FindServer returns the path of virtiofsd: the configured one, or where
 // distributions put it. The error says what to install.
 func FindServer(configured string) (string, error) {
@@ -77,9 +86,14 @@ func (d *Dir) Serve(ctx context.Context, c ServerConfig) (*Server, error) {
 			"-f", "--fd=3", "--rlimit-nofile=" + strconv.FormatUint(files, 10),
 			"-o", "source=" + d.path + ",sandbox=namespace,xattr,announce_submounts,cache=auto,log_level=warn",
 		},
-		Files: []*os.File{l}, Stderr: 16 << 10, Cgroup: c.Cgroup,
+		Files: []*os.File{l}, Stderr: 16 << 10, Cgroup: c.Cgroup, KeepCaps: serverCaps,
 	})
 	if err != nil {
+		return nil, fmt.Errorf("start virtiofsd: %w", errors.Join(err, os.Remove(c.Socket)))
+	}
+	if err := d.ServedBy(proc.PID()); err != nil {
+		proc.Kill()
+		<-proc.Done()
 		return nil, fmt.Errorf("start virtiofsd: %w", errors.Join(err, os.Remove(c.Socket)))
 	}
 	d.virtiofs = true

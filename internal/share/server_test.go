@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/spec"
+	"golang.org/x/sys/unix"
 )
 
 func TestServe(t *testing.T) {
@@ -67,6 +68,13 @@ func TestServe(t *testing.T) {
 	}
 	if _, err := os.Stat(root + "/etc"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the daemon sees the host's /etc: %v", err)
+	}
+	// So must the protection of a root file system that was writable there.
+	must(t, d.AddRootfs(t.Context(), "c", src, nil, false))
+	must(t, os.WriteFile(root+"/c/rootfs/before", nil, 0o600))
+	must(t, d.ProtectRootfs("c"))
+	if err := os.WriteFile(root+"/c/rootfs/after", nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write to a protected rootfs in the daemon's view: got %v, want EROFS", err)
 	}
 	must(t, d.Remove("c"))
 	if _, err := os.Stat(root + "/c"); !errors.Is(err, fs.ErrNotExist) {

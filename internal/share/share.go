@@ -60,6 +60,9 @@ type Dir struct {
 	host *os.File // mount namespace of sources; nil: our own
 	root *os.File // the mounted, read-only tmpfs
 	rw   *os.File // a writable mount of it that is in no namespace
+	// server is the pidfd of the process that serves the directory, nil if
+	// that is in our mount namespace.
+	server *os.File
 	// virtiofs tells the guest's mount type apart from 9p.
 	virtiofs bool
 }
@@ -189,7 +192,10 @@ func (d *Dir) protect(container string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return setAttr(fd, unix.MOUNT_ATTR_RDONLY, unix.AT_RECURSIVE, 0)
+	if err := setAttr(fd, unix.MOUNT_ATTR_RDONLY, unix.AT_RECURSIVE, 0); err != nil {
+		return err
+	}
+	return d.protectCopy(fd, filepath.Join(container, rootfsName))
 }
 
 // AddBind shows a bind mount of a container. Its source, whose links are
@@ -386,7 +392,7 @@ func (d *Dir) readNames(path string) ([]string, error) {
 // Close unmounts the shared directory with all that is in it, and removes the
 // directory. Nothing is looked into.
 func (d *Dir) Close() error {
-	for _, f := range []*os.File{d.root, d.rw} {
+	for _, f := range []*os.File{d.root, d.rw, d.server} {
 		if f != nil {
 			_ = f.Close() // holds no data
 		}
