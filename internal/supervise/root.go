@@ -20,7 +20,11 @@ import (
 //   - Directories that may be written are there as they are. If they are shared
 //     mounts, what their owner mounts in them later arrives.
 //
-// With the tree come empty System V IPC and host name namespaces.
+// With the tree come empty process, System V IPC and host name namespaces: there
+// is nobody else to send a signal to. As the first process of its namespace the
+// child ignores signals for which it has no handler, SIGKILL excepted. (Should
+// its owner be killed in the instant between fork and the death signal's
+// setting, it lives on: it cannot notice as it sees no parent.)
 type Root struct {
 	// Proc adds /proc, in which the child finds itself and only such other
 	// processes as it would be allowed to trace.

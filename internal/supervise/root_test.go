@@ -125,6 +125,7 @@ func insideRoot(t *testing.T, dir string) {
 		want error
 	}{
 		{"connect outside", connect(path("outside/socket")), unix.ENOENT},
+		{"signal everybody", unix.Kill(-1, 0), unix.ESRCH},
 		{"open outside", read(path("outside/file")), unix.ENOENT},
 		{"chmod outside", os.Chmod(path("outside/file"), 0o777), unix.ENOENT},
 		{"chown outside", os.Chown(path("outside/file"), 1, 1), unix.ENOENT},

@@ -243,7 +243,7 @@ func fork(c Command, output *os.File) (*os.Process, error) {
 		sys.Cloneflags |= unix.CLONE_NEWNET
 	}
 	if c.Root != nil {
-		sys.Cloneflags |= unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+		sys.Cloneflags |= unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	}
 	if c.User != nil {
 		sys.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID}

@@ -284,8 +284,13 @@ func TestAccess(t *testing.T) {
 // TestTheChildDiesWithUs starts this test binary once more, has it start a
 // child, and kills it.
 func TestTheChildDiesWithUs(t *testing.T) {
-	if os.Getenv("SUPERVISE_TEST_OWNER") != "" {
-		p, err := Start(context.Background(), shell("sleep 1000"))
+	if kind := os.Getenv("SUPERVISE_TEST_OWNER"); kind != "" {
+		c := shell("sleep 1000")
+		if kind == "root" {
+			c.Access = &Access{Read: []string{"/usr", "/bin", "/lib", "/lib64"}}
+			c.Root = &Root{}
+		}
+		p, err := Start(context.Background(), c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -293,8 +298,19 @@ func TestTheChildDiesWithUs(t *testing.T) {
 		<-p.Done()
 		return
 	}
+	for _, kind := range []string{"plain", "root"} {
+		t.Run(kind, func(t *testing.T) {
+			if kind == "root" && os.Geteuid() != 0 {
+				t.Skip("root is needed")
+			}
+			testDiesWithUs(t, kind)
+		})
+	}
+}
+
+func testDiesWithUs(t *testing.T, kind string) {
 	owner := exec.Command(os.Args[0], "-test.run=^TestTheChildDiesWithUs$")
-	owner.Env = append(os.Environ(), "SUPERVISE_TEST_OWNER=1")
+	owner.Env = append(os.Environ(), "SUPERVISE_TEST_OWNER="+kind)
 	messages, err := owner.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

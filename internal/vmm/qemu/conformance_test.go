@@ -118,7 +118,7 @@ func checkConfinement(t *testing.T, m vmm.Machine, c vmm.Config) {
 	checkDescriptors(t, filepath.Join(dir, "fd"), c)
 	checkRoot(t, filepath.Join(dir, "root"), c)
 	checkMounts(t, read("mountinfo"), c)
-	for _, name := range []string{"mnt", "net", "ipc", "uts"} {
+	for _, name := range []string{"mnt", "net", "pid", "ipc", "uts"} {
 		theirs, err := os.Readlink(filepath.Join(dir, "ns", name))
 		if err != nil {
 			t.Fatal(err)

@@ -5,8 +5,9 @@
 // the host can connect to them and nothing has to be removed afterwards. It is
 // started paused, and the guest runs only when the control connection works.
 //
-// QEMU is where a guest breaks out to. It runs with its own seccomp filter, with
-// no capability that the share does not need, and dies with its owner.
+// QEMU is where a guest breaks out to. It runs with its own seccomp filter, in a
+// root that has nothing but what it reads, with no capability that the share
+// does not need, as nobody where it does not serve that, and dies with its owner.
 package qemu
 
 import (
