@@ -5,6 +5,7 @@ package harness
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,9 @@ type Env struct {
 	// network.subnet, which is a /24, all but the last number.
 	Network string
 }
+
+// patient are timeouts for a machine that does many things at once.
+const patient = "boot_timeout = 240\ncreate_timeout = 240"
 
 // namePrefix begins the names of the directories and cgroups of installations.
 const namePrefix = "kata-test-"
@@ -88,7 +92,7 @@ func New(extra string) (_ *Env, remove func() error, err error) {
 		return errors.Join(e.removeNetwork(), os.RemoveAll(state), os.RemoveAll(data))
 	}
 	conf := fmt.Sprintf("[runtime]\nstate_dir = %q\ndata_dir = %q\ncgroup_parent = %q\n%s\n%s\n[network]\nbridge = %q\nsubnet = %q\n",
-		e.State, e.Data, "/"+filepath.Base(state), os.Getenv(EnvConfig), extra, e.Bridge, e.Network+"0/24")
+		e.State, e.Data, "/"+filepath.Base(state), cmp.Or(os.Getenv(EnvConfig), patient), extra, e.Bridge, e.Network+"0/24")
 	if err := os.WriteFile(e.Config, []byte(conf), 0o600); err != nil {
 		return nil, nil, errors.Join(err, remove())
 	}
@@ -145,7 +149,7 @@ func (e *Env) Kata(t testing.TB, args ...string) Result {
 // KataInput is Kata with a standard input.
 func (e *Env) KataInput(t testing.TB, stdin io.Reader, args ...string) Result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	r, err := e.Run(ctx, stdin, "kata", args...)
 	if err != nil {
