@@ -99,11 +99,11 @@ func (n *Networks) Setup(ctx context.Context, a Attachment) (Result, error) {
 	if err := n.check(list, a); err != nil {
 		return Result{}, err
 	}
-	unlock, err := n.lock(ctx)
+	lock, err := n.lock(ctx)
 	if err != nil {
 		return Result{}, err
 	}
-	defer unlock()
+	defer lock.Close()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if a.Network == DefaultNetwork {
@@ -111,14 +111,14 @@ func (n *Networks) Setup(ctx context.Context, a Attachment) (Result, error) {
 			return Result{}, fmt.Errorf("network %s: %w", a.Network, err)
 		}
 	}
-	raw, err := n.libcni().AddNetworkList(ctx, list, runtimeConf(a))
+	raw, err := n.libcni(lock).AddNetworkList(ctx, list, runtimeConf(a))
 	var result Result
 	if err == nil {
 		result, err = convert(raw, a)
 	}
 	if err != nil {
 		err = fmt.Errorf("attach to network %s: %w", a.Network, err)
-		return Result{}, errors.Join(err, n.teardown(context.WithoutCancel(ctx), a))
+		return Result{}, errors.Join(err, n.teardown(context.WithoutCancel(ctx), a, lock))
 	}
 	return result, nil
 }
@@ -127,18 +127,18 @@ func (n *Networks) Setup(ctx context.Context, a Attachment) (Result, error) {
 // addresses and ports. It can be called again, and for what was never set up. Of
 // a, Network and ID are needed.
 func (n *Networks) Teardown(ctx context.Context, a Attachment) error {
-	unlock, err := n.lock(ctx)
+	lock, err := n.lock(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	return n.teardown(ctx, a)
+	defer lock.Close()
+	return n.teardown(ctx, a, lock)
 }
 
-func (n *Networks) teardown(ctx context.Context, a Attachment) error {
+func (n *Networks) teardown(ctx context.Context, a Attachment, lock *os.File) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	c := n.libcni()
+	c := n.libcni(lock)
 	attachments, err := c.GetCachedAttachments(a.ID)
 	if err != nil {
 		return fmt.Errorf("detach from network %s: %w", a.Network, err)
@@ -177,17 +177,19 @@ func (n *Networks) teardown(ctx context.Context, a Attachment) error {
 	return nil
 }
 
-// existing returns the path, or "" when there is nothing: plugins take that for
-// a namespace that is gone already.
+// existing returns the path, or "" when no namespace is there: plugins take that
+// for one that is gone already. The file stays when the mount has gone with the
+// mount namespace of a process that was killed.
 func existing(netns string) string {
-	if _, err := os.Stat(netns); err != nil {
+	var st unix.Statfs_t
+	if err := unix.Statfs(netns, &st); err != nil || st.Type != unix.NSFS_MAGIC && st.Type != unix.PROC_SUPER_MAGIC {
 		return ""
 	}
 	return netns
 }
 
-func (n *Networks) libcni() *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(n.BinDirs, n.Dir, &plugins{})
+func (n *Networks) libcni(lock *os.File) *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir(n.BinDirs, n.Dir, &plugins{lock: lock})
 }
 
 // portMapping is how CNI wants it.
@@ -341,9 +343,9 @@ func (n *Networks) defaultNetwork() (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
-// lock keeps set-ups apart: the plugins make shared chains and bridges and not
-// all of them expect company.
-func (n *Networks) lock(ctx context.Context) (unlock func(), err error) {
+// lock keeps set-ups apart, until the file is closed: the plugins make shared
+// chains and bridges and not all of them expect company.
+func (n *Networks) lock(ctx context.Context) (*os.File, error) {
 	if err := os.MkdirAll(n.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("lock networks: %w", err)
 	}
@@ -362,7 +364,7 @@ func (n *Networks) lock(ctx context.Context) (unlock func(), err error) {
 		}
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { _ = f.Close() }, nil
+			return f, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			_ = f.Close()

@@ -264,6 +264,12 @@ func TestDefaultNetwork(t *testing.T) {
 			if id == "two" {
 				a.NetNS = two.path
 			}
+			if id == "never" { // as when the mount has gone with its mount namespace
+				a.NetNS = filepath.Join(t.TempDir(), "file")
+				if err := os.WriteFile(a.NetNS, nil, 0o600); err != nil {
+					return err
+				}
+			}
 			if err := n.Teardown(t.Context(), a); err != nil {
 				t.Errorf("teardown %s: %v", id, err)
 			}
@@ -389,6 +395,35 @@ func TestSetupFails(t *testing.T) {
 		}
 		return n.Teardown(t.Context(), a)
 	})
+}
+
+// TestPluginFails: what a plugin says is told, and it has hold of the lock.
+func TestPluginFails(t *testing.T) {
+	host, n := testHost(t)
+	ns := newNamespace(t)
+	n.BinDirs = append([]string{t.TempDir()}, n.BinDirs...)
+	conf := `{"cniVersion":"1.0.0","name":"fails","plugins":[{"type":"fails"}]}`
+	if err := os.WriteFile(filepath.Join(n.ConfDir, "fails.conflist"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ name, script, want string }{
+		{"with a message", `echo "{\"code\":100,\"msg\":\"has $(readlink /proc/$$/fd/3)\"}"; exit 1`, "has " + filepath.Join(n.Dir, "lock")},
+		{"without one", `echo strange; echo words >&2; exit 3`, `exit status 3: "strange\n words"`},
+		{"without a word", `exit 4`, `exit status 4: ""`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := os.WriteFile(filepath.Join(n.BinDirs[0], "fails"), []byte("#!/bin/sh\n"+tt.script), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			host.do(t, func() error {
+				_, err := n.Setup(t.Context(), Attachment{Network: "fails", ID: "x", NetNS: ns.path})
+				if err == nil || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("setup: %v, want an error with %q", err, tt.want)
+				}
+				return nil
+			})
+		})
+	}
 }
 
 func TestBadSubnet(t *testing.T) {

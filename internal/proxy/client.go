@@ -208,9 +208,15 @@ func (c *Client) OpenStdio(ctx context.Context, container, exec string, fd uint8
 	return st, nil
 }
 
+// errProxyGone: kata-proxy ended while it was asked for something.
+var errProxyGone = fmt.Errorf("%w: its kata-proxy has gone without an answer; if nobody ended it, the kernel's log (`dmesg`) tells whether it was for want of memory", sandbox.ErrDead)
+
 // Explain turns the status of a failed call back into an error of package
 // sandbox, with the text as kata-proxy gave it.
 func Explain(err error) error {
+	if errors.Is(err, ttrpc.ErrClosed) {
+		return errProxyGone
+	}
 	st, ok := status.FromError(err)
 	if err == nil || !ok {
 		return err
