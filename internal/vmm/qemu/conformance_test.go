@@ -93,11 +93,12 @@ func checkConfinement(t *testing.T, m vmm.Machine, c vmm.Config) {
 	identity := "0\t0\t0\t0"
 	if !serves(c) {
 		mask = "0000000000000000"
-		u := user(c)
-		if u == nil {
+		switch u := user(c); {
+		case u != nil:
+			identity = fmt.Sprintf("%[1]d\t%[1]d\t%[1]d\t%[1]d", u.UID)
+		case c.Accel != vmm.AccelKVM || othersMay("/dev/kvm", 0o6):
 			t.Fatal("qemu is root, and does not have to be")
 		}
-		identity = fmt.Sprintf("%[1]d\t%[1]d\t%[1]d\t%[1]d", u.UID)
 	}
 	for name, want := range map[string]string{
 		"Uid": identity, "Gid": identity,
