@@ -296,10 +296,15 @@ func (s *Sandbox) serveShare(ctx context.Context) (socket string, err error) {
 	s.background.Go(func() {
 		select {
 		case <-srv.Done():
+		case <-s.life.Done():
+			return
+		}
+		select {
+		case <-s.life.Done(): // it only followed the virtual machine
+		case <-time.After(lostGrace):
 			// Without it every access to a file hangs.
 			exit, output := srv.Failure()
 			s.die(fmt.Errorf("the file server of the sandbox ended: %s", strings.Join(append([]string{exit}, tailLines(output, 3)...), "; ")))
-		case <-s.life.Done():
 		}
 	})
 	return srv.Socket(), nil

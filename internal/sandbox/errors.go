@@ -1,9 +1,11 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/containerd/ttrpc"
@@ -98,10 +100,14 @@ func Printable(s string, limit int) string {
 	return s
 }
 
+// controlSequence is what a terminal is told: colours, places, its reset. The
+// firmware begins with some.
+var controlSequence = regexp.MustCompile(`\x1b(c|\[[0-9;?=]*[A-Za-z])`)
+
 // tailLines returns the last n non-empty lines of raw, made printable.
 func tailLines(raw []byte, n int) []string {
 	var lines []string
-	for l := range strings.Lines(string(raw)) {
+	for l := range strings.Lines(controlSequence.ReplaceAllString(string(raw), "")) {
 		if l = strings.TrimSpace(Printable(l, 300)); l != "" {
 			lines = append(lines, l)
 		}
@@ -123,6 +129,20 @@ type startError struct {
 }
 
 func (e *startError) Unwrap() error { return e.cause }
+
+// panicked looks for a panic of the guest's kernel in the console's output. If
+// there is one, it is the cause, and the way to it in the kernel is left out.
+func (e *startError) panicked() {
+	before, after, found := bytes.Cut(e.tail, []byte("Kernel panic - not syncing: "))
+	if !found {
+		return
+	}
+	why, _, _ := bytes.Cut(after, []byte("\n"))
+	e.tail = before[:bytes.LastIndexByte(before, '\n')+1]
+	if !strings.Contains(e.cause.Error(), "kernel panicked") { // else the VMM has told it
+		e.cause = fmt.Errorf("the guest's kernel panicked (%s): %w", Printable(strings.TrimSpace(string(why)), 200), e.cause)
+	}
+}
 
 func (e *startError) Error() string {
 	var b strings.Builder

@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -197,12 +198,16 @@ func (s *Sandbox) orDead(err error) error {
 	if _, ok := errors.AsType[*guestError](err); ok {
 		return err
 	}
-	if lost := errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, os.ErrClosed); lost {
+	closed := errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, os.ErrClosed)
+	if closed || errors.Is(err, unix.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		// The link noticed before we did: give the reason time to arrive.
 		select {
 		case <-s.life.Done():
 		case <-time.After(2 * lostGrace):
-			return errLinkLost
+			if closed {
+				return errLinkLost
+			}
+			return err
 		}
 	}
 	if s.isDead() || s.open.Err() != nil { // open ends a moment after life
@@ -408,8 +413,8 @@ func (s *Sandbox) Close(ctx context.Context) error {
 
 // remedies map a word in a failure's text to a next step for a person.
 var remedies = []struct{ word, step string }{ //nolint:gochecknoglobals // a constant table
+	{"kernel panicked", "check hypervisor.kernel and kernel_params, or remove them to use the default"},
 	{"did not answer", "run `kata-runtime check`; under emulation on a busy machine raise boot_timeout in the configuration"},
-	{"panic", "the guest's kernel panicked: check hypervisor.kernel and kernel_params, or remove them to use the default"},
 	{"Cannot allocate memory", "free memory or lower hypervisor.default_memory"},
 	{"No space left", "free space on the file system of runtime.cache_dir and state_dir"},
 	{"no such file", "run `kata-runtime check` to see which part is missing"},
@@ -428,6 +433,7 @@ func (s *Sandbox) explain(err error) error {
 		default:
 		}
 	}
+	se.panicked()
 	text := se.Error()
 	for _, r := range remedies {
 		if strings.Contains(text, r.word) {
