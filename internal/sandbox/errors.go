@@ -146,10 +146,11 @@ func (e *startError) panicked() {
 
 func (e *startError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "start sandbox %s: %v", e.id, e.cause)
+	cause := e.cause.Error()
+	fmt.Fprintf(&b, "start sandbox %s: %s", e.id, cause)
 	section := func(name string, raw []byte) {
 		lines := tailLines(raw, 12)
-		if len(lines) == 0 {
+		if len(lines) == 0 || strings.Contains(cause, lines[len(lines)-1]) { // the VMM has quoted it
 			return
 		}
 		fmt.Fprintf(&b, "\n  %s:", name)

@@ -31,8 +31,16 @@ func (e ending) explain() error {
 	if e.killed && e.process.Signal == unix.SIGKILL {
 		return nil
 	}
-	return fmt.Errorf("%w: %s%s", vmm.ErrGone, e.cause(), evidence(e.stderr, e.console))
+	console := e.console
+	if i := bytes.LastIndex(console, []byte(panicMark)); i >= 0 {
+		// The stack trace that follows helps nobody here.
+		console = console[:bytes.LastIndexByte(console[:i], '\n')+1]
+	}
+	return fmt.Errorf("%w: %s%s", vmm.ErrGone, e.cause(), evidence(e.stderr, console))
 }
+
+// panicMark is what Linux writes before the reason of a panic.
+const panicMark = "Kernel panic - not syncing: "
 
 func (e ending) cause() string {
 	switch {
@@ -53,12 +61,11 @@ func (e ending) cause() string {
 
 // panicLine returns the line in which the guest's kernel says why it panicked.
 func panicLine(console []byte) string {
-	const mark = "Kernel panic - not syncing: "
-	i := bytes.LastIndex(console, []byte(mark))
+	i := bytes.LastIndex(console, []byte(panicMark))
 	if i < 0 {
 		return ""
 	}
-	line, _, _ := bytes.Cut(console[i+len(mark):], []byte("\n"))
+	line, _, _ := bytes.Cut(console[i+len(panicMark):], []byte("\n"))
 	return clip(string(bytes.TrimSpace(line)))
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 func TestExplain(t *testing.T) {
-	const console = "[    1.5] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n[    1.6] CPU: 0\r\n"
+	const console = "[    1.4] before\r\n[    1.5] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n[    1.6] CPU: 0\r\n"
 	killed := supervise.Exit{Code: -1, Signal: syscall.SIGKILL}
 	for _, test := range []struct {
 		name string
@@ -26,7 +26,7 @@ func TestExplain(t *testing.T) {
 		{
 			"panic",
 			ending{reason: "guest-reset", console: []byte(console)},
-			`the guest's kernel panicked: "VFS: Unable to mount root fs"` + "\nthe guest's console:\n",
+			`the guest's kernel panicked: "VFS: Unable to mount root fs"` + "\nthe guest's console:\n  [    1.4] before",
 		},
 		{"power off", ending{reason: "guest-shutdown"}, "the guest powered itself off"},
 		{"reboot", ending{reason: "guest-reset"}, "the guest rebooted"},
@@ -41,7 +41,7 @@ func TestExplain(t *testing.T) {
 				}
 				return
 			}
-			if !errors.Is(err, vmm.ErrGone) || !strings.Contains(err.Error(), test.want) {
+			if !errors.Is(err, vmm.ErrGone) || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "CPU: 0") {
 				t.Errorf("explain() = %v, want ErrGone and %q", err, test.want)
 			}
 		})
