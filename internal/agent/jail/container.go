@@ -22,7 +22,11 @@ type Container struct {
 	jailer *Jailer
 	cgroup *cgroup.Group
 	spec   *specs.Spec // never changed
-	init   *Process
+	// filter of system calls and its flags. To compile it takes longer than all
+	// else that an exec does.
+	filter      inside.Filter
+	filterFlags uint
+	init        *Process
 	// pidfd of the init process, by which others enter the namespaces: it is never
 	// mistaken for another process.
 	pidfd *os.File
@@ -50,6 +54,7 @@ func (j *Jailer) create(ctx context.Context, c Config) (*Container, error) {
 		return nil, err
 	}
 	container := &Container{id: c.ID, jailer: j, cgroup: c.Cgroup, spec: c.Spec}
+	container.filter, container.filterFlags = plan.Process.Filter, plan.Process.FilterFlags
 	container.enter = plan.Unshare | clone
 	b := birth{clone: clone}
 	var join []*os.File
@@ -129,13 +134,14 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (*Process, error) {
 	var bad problems
 	linux := &specs.Linux{}
 	if l := c.spec.Linux; l != nil {
-		linux.Seccomp, linux.Personality = l.Seccomp, l.Personality
+		linux.Personality = l.Personality
 	}
 	process := *e.Process
 	if process.OOMScoreAdj == nil {
 		process.OOMScoreAdj = c.spec.Process.OOMScoreAdj
 	}
 	plan := &inside.Plan{Container: c.id, Process: newProcess(&bad, &process, linux)}
+	plan.Process.Filter, plan.Process.FilterFlags = c.filter, c.filterFlags
 	if e.Process.SelinuxLabel != "" {
 		bad.unsupported("process.selinuxLabel", "SELinux")
 	}

@@ -3,7 +3,9 @@ package inside
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"io"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -55,5 +57,29 @@ func TestVariable(t *testing.T) {
 	env := []string{"PATH=/a", "PATHX=/x", "PATH=/b", "odd"}
 	if got := variable(env, "PATH"); got != "/b" {
 		t.Errorf("got %q, want the last", got)
+	}
+}
+
+func TestFilterOnTheWire(t *testing.T) {
+	for _, want := range []Filter{
+		nil,
+		{{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}},
+		{{Code: 0x1234, Jt: 1, Jf: 255, K: 0xfedcba98}, {Code: 1, Jt: 2, Jf: 3, K: 4}},
+	} {
+		text, err := json.Marshal(Plan{Process: Process{Filter: want}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got Plan
+		if err := json.Unmarshal(text, &got); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(got.Process.Filter, want) {
+			t.Errorf("got %v, want %v", got.Process.Filter, want)
+		}
+	}
+	var f Filter
+	if err := json.Unmarshal([]byte(`"AAAA"`), &f); err == nil {
+		t.Error("three bytes were taken for a filter")
 	}
 }

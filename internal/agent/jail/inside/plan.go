@@ -110,7 +110,7 @@ type Process struct {
 	CPUs     []int
 	AppArmor string // a profile's name
 
-	Filter      []unix.SockFilter
+	Filter      Filter
 	FilterFlags uint
 }
 

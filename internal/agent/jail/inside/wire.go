@@ -27,6 +27,42 @@ const maxFiles = 16
 // gate is the byte that lets the process run its program.
 const gate = 'g'
 
+// Filter is a program of seccomp(2). On the wire it is one string: as a list of
+// objects, its decoding took a third of the time of an exec.
+type Filter []unix.SockFilter
+
+// instructionSize is that of struct sock_filter.
+const instructionSize = 8
+
+// MarshalJSON implements json.Marshaler.
+func (f Filter) MarshalJSON() ([]byte, error) {
+	b := make([]byte, 0, len(f)*instructionSize)
+	for _, i := range f {
+		b = binary.NativeEndian.AppendUint16(b, i.Code)
+		b = append(b, i.Jt, i.Jf)
+		b = binary.NativeEndian.AppendUint32(b, i.K)
+	}
+	return json.Marshal(b)
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (f *Filter) UnmarshalJSON(text []byte) error {
+	var b []byte
+	if err := json.Unmarshal(text, &b); err != nil {
+		return err
+	}
+	if len(b)%instructionSize != 0 {
+		return errors.New("filter is cut off")
+	}
+	*f = make(Filter, 0, len(b)/instructionSize)
+	for ; len(b) > 0; b = b[instructionSize:] {
+		*f = append(*f, unix.SockFilter{
+			Code: binary.NativeEndian.Uint16(b), Jt: b[2], Jf: b[3], K: binary.NativeEndian.Uint32(b[4:]),
+		})
+	}
+	return nil
+}
+
 // Kind says what sort of failure an answer is about.
 type Kind string
 
