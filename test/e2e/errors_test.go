@@ -13,36 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// other makes a further installation, with its own configuration, and checks
-// at the end of the test that it left nothing.
-func other(t *testing.T, extra string) *harness.Env {
-	t.Helper()
-	e, remove, err := harness.New(extra)
-	if err != nil {
-		t.Fatal(err)
-	}
-	before, err := e.Snap()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		left, err := e.Leaks(before)
-		if err != nil {
-			t.Error(err)
-		}
-		for _, l := range left {
-			// Other tests run beside this one.
-			if strings.Contains(l, filepath.Dir(e.State)) || strings.Contains(l, filepath.Dir(e.Data)) {
-				t.Errorf("left: %s", l)
-			}
-		}
-		if err := remove(); err != nil {
-			t.Error(err)
-		}
-	})
-	return e
-}
-
 // explains runs kata and wants it to fail with the code, and to say each of the
 // words in not more than lines lines.
 func explains(t *testing.T, e *harness.Env, code, lines int, words []string, args ...string) {
@@ -95,10 +65,22 @@ func TestBadHypervisor(t *testing.T) {
 		{"not a kernel", fmt.Sprintf("kernel = %q", file("text", strings.Repeat("this is no kernel\n", 1000))), 2, []string{"text", "hypervisor.kernel"}},
 		{"no QEMU", `path = "/no/such/qemu"`, 3, []string{"/no/such/qemu", "next:"}},
 		{"QEMU that dies", fmt.Sprintf("path = %q", file("qemu", "#!/bin/sh\necho 'could not open the moon' >&2\nexit 3\n")), 5, []string{"could not open the moon", "exit status 3", "next:"}},
-		{"kernel that panics", `kernel_params = "rdinit=/no/such/init init=/no/such/init"`, 16, []string{"panic", "next:"}},
+		{"kernel that panics", `kernel_params = "rdinit=/no/such/init init=/no/such/init"`, 10, []string{"kernel panicked", "Unable to mount root", "next:"}},
+		{"QEMU that hangs", fmt.Sprintf("path = %q", file("sleep", "#!/bin/sh\nexec sleep 1000\n")), 5, []string{"did not answer in time", "boot_timeout is 3 s", "next:"}},
+		{"kernel that hangs", `kernel_params = "rdinit=/no/such/init panic=0"`, 16, []string{"boot_timeout is 3 s", "next:"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			explains(t, other(t, "[hypervisor]\n"+tt.config), 125, tt.lines, tt.words, "run", "--rm", "--network", "none", busybox, "true")
+			e := installation(t, "[hypervisor]\n"+tt.config)
+			if strings.Contains(tt.name, "hangs") {
+				dropIn := filepath.Join(filepath.Dir(e.Config), "config.d", "10-short.toml")
+				if err := os.Mkdir(filepath.Dir(dropIn), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(dropIn, []byte("[runtime]\nboot_timeout = 3\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			explains(t, e, 125, tt.lines, tt.words, "run", "--rm", "--network", "none", busybox, "true")
 		})
 	}
 }
@@ -122,6 +104,8 @@ func TestBadInput(t *testing.T) {
 		{"missing layout", 125, "/no/such/dir", []string{"run", "oci:/no/such/dir"}},
 		{"garbage archive", 125, "garbage.tar", []string{"run", garbage}},
 		{"missing archive", 125, "/no/such.tar", []string{"run", "/no/such.tar"}},
+		{"unknown registry", 125, "registry.invalid", []string{"run", "registry.invalid/image:1"}},
+		{"unknown tag", 125, "no-such-tag", []string{"run", busybox + ":no-such-tag"}},
 		{"bad reference", 125, "Upper/Case", []string{"run", "Upper/Case:!"}},
 		{"memory", 125, "--memory", []string{"run", "-m", "1", busybox, "true"}},
 		{"cpus", 125, "--cpus", []string{"run", "--cpus", "-1", busybox, "true"}},
@@ -150,7 +134,7 @@ func TestBadInput(t *testing.T) {
 // TestBadConfiguration: all mistakes are told at once, with their lines.
 func TestBadConfiguration(t *testing.T) {
 	t.Parallel()
-	e := other(t, "[hypervisor]\ndefault_memry = 1\ndefault_vcpus = \"two\"\n")
+	e := installation(t, "[hypervisor]\ndefault_memry = 1\ndefault_vcpus = \"two\"\n")
 	explains(t, e, 125, 4, []string{"default_memry", "default_memory", "default_vcpus", filepath.Base(e.Config) + ":"}, "run", "--rm", busybox, "true")
 }
 
@@ -158,7 +142,7 @@ func TestBadConfiguration(t *testing.T) {
 // what was begun.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
-	e := other(t, "")
+	e := installation(t, "")
 	if err := os.MkdirAll(e.Data, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -173,16 +157,79 @@ func TestFullDisk(t *testing.T) {
 	explains(t, e, 125, 2, []string{"no space left"}, "run", "--rm", "--network", "none", busybox, "true")
 }
 
+// TestDamagedImage: a layout that is not whole is told with the file, and
+// nothing of it is kept.
+func TestDamagedImage(t *testing.T) {
+	t.Parallel()
+	e := installation(t, "")
+	digest, err := func() (string, error) {
+		m, err := imageOf(t, busybox).Manifest()
+		return m.Layers[0].Digest.String(), err
+	}()
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := filepath.Join("blobs", strings.ReplaceAll(digest, ":", "/"))
+	change := func(name string, f func(b []byte) []byte) func(dir string) error {
+		return func(dir string) error {
+			b, err := os.ReadFile(filepath.Join(dir, name))
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(filepath.Join(dir, name), f(b), 0o600)
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		damage func(dir string) error
+		words  []string
+	}{
+		{"a byte", change(layer, func(b []byte) []byte { b[len(b)/2] ^= 1; return b }), []string{digest + " is damaged"}},
+		{"cut off", change(layer, func(b []byte) []byte { return b[:len(b)/2] }), []string{digest + " is damaged"}},
+		{"another file", change(layer, func([]byte) []byte { return nil }), []string{"damaged"}},
+		{"missing", func(dir string) error { return os.Remove(filepath.Join(dir, layer)) }, []string{layer, "no such file"}},
+		{"no index", change("index.json", func([]byte) []byte { return []byte("{") }), []string{"index.json"}},
+		{"no layout", func(dir string) error { return os.Remove(filepath.Join(dir, "index.json")) }, []string{"not an OCI image layout"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "layout")
+			if err := os.CopyFS(dir, os.DirFS(strings.TrimPrefix(busybox, "oci:"))); err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.damage(dir); err != nil {
+				t.Fatal(err)
+			}
+			explains(t, e, 125, 1, append(tt.words, dir), "run", "--rm", "--network", "none", "oci:"+dir, "true")
+			if out := e.MustKata(t, "images", "--json"); out != "[]" && out != "null" {
+				t.Errorf("images: %s", out)
+			}
+		})
+	}
+}
+
+// TestNameConflict: a name is given once.
+func TestNameConflict(t *testing.T) {
+	t.Parallel()
+	start(t, "--name", "taken", "--network", "none", busybox, "sleep", "1000")
+	explains(t, env, 125, 1, []string{"taken", "in use", "kata rm"}, "run", "--rm", "--name", "taken", busybox, "true")
+}
+
 // TestUnprivileged: what only root can do is told before anything is done.
 func TestUnprivileged(t *testing.T) {
 	t.Parallel()
-	cmd := env.Command(t.Context(), "kata", "run", busybox, "true")
-	cmd.SysProcAttr = nobody()
-	var errOut lockedBuffer
-	cmd.Stderr = &errOut
-	_ = cmd.Run()
-	if code := cmd.ProcessState.ExitCode(); code != 125 || !strings.Contains(errOut.String(), "root") && !strings.Contains(errOut.String(), "permission") {
-		t.Errorf("exit code %d, stderr %q", code, errOut.String())
+	for verb, code := range map[string]int{
+		"run x": 125, "exec x y": 125, "ps": 1, "logs x": 1, "stop x": 1, "kill x": 1, "rm x": 1, "pull x": 1, "images": 1, "gc": 1,
+	} {
+		cmd := env.Command(t.Context(), "kata", strings.Fields(verb)...)
+		cmd.SysProcAttr = nobody()
+		out, err := cmd.CombinedOutput()
+		want := fmt.Sprintf("kata: kata %s needs root: run it with sudo\n", strings.Fields(verb)[0])
+		if cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		if cmd.ProcessState.ExitCode() != code || string(out) != want {
+			t.Errorf("kata %s: exit code %d, %q; want %d, %q", verb, cmd.ProcessState.ExitCode(), out, code, want)
+		}
 	}
 }
 
