@@ -128,7 +128,8 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 		return nil, fmt.Errorf("start %s: %w", c.Path, err)
 	}
 	if c.Cgroup != nil {
-		if err := c.Cgroup(p.PID()); err != nil {
+		// A child that has ended already tells why by its exit and output.
+		if err := c.Cgroup(p.PID()); err != nil && !errors.Is(err, unix.ESRCH) {
 			p.Kill()
 			<-p.done
 			return nil, fmt.Errorf("place %s into its cgroup: %w", c.Path, err)
