@@ -69,6 +69,40 @@ func TestDetached(t *testing.T) {
 	}
 }
 
+// TestExecUser: who becomes root in a container of another user has what root
+// has there, and the other way round.
+func TestExecUser(t *testing.T) {
+	t.Parallel()
+	id := start(t, "--network", "none", "-u", "kata", "--cap-drop", "MKNOD", busybox, "sleep", "1000")
+	for _, tt := range []struct{ user, want string }{
+		{"kata", "1000 0000000000000000 /home/kata"},
+		{"root", "0 00000000a00425fb /root"},
+		{"4242", "4242 0000000000000000 /"},
+	} {
+		out := env.MustKata(t, "exec", "-u", tt.user, id, "sh", "-c", `echo $(id -u) $(grep CapEff /proc/self/status | cut -f2) $HOME`)
+		if out != tt.want {
+			t.Errorf("exec -u %s: %q, want %q", tt.user, out, tt.want)
+		}
+	}
+}
+
+// TestRemovedWhileItEnds: what is asked of a container that ends at that moment
+// is done, or it is said that there is no such container.
+func TestRemovedWhileItEnds(t *testing.T) {
+	t.Parallel()
+	e := installation(t, "")
+	for _, verb := range [][]string{{"rm", "-f"}, {"stop"}, {"kill"}} {
+		id := e.MustKata(t, "run", "-d", "--rm", "--network", "none", busybox, "sleep", "0.1")
+		for range 20 {
+			r := e.Kata(t, append(verb, id)...)
+			if r.Code != 0 && !strings.Contains(r.Stderr, "no such container") && (verb[0] != "kill" || !strings.Contains(r.Stderr, "not running")) {
+				t.Errorf("kata %q: exit code %d, %q", verb, r.Code, r.Stderr)
+			}
+		}
+	}
+	poll(t, "all have gone", func() bool { return e.MustKata(t, "ps", "-a", "-q") == "" })
+}
+
 func TestKillAndFollow(t *testing.T) {
 	t.Parallel()
 	start(t, "--name", "follow", "--network", "none", busybox, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done")
