@@ -26,6 +26,7 @@ func recipes() []recipe {
 			name:   "busybox",
 			config: v1.Config{Env: []string{path}, Cmd: []string{"sh"}},
 			inputs: busyboxFiles,
+			write:  writeBusybox,
 		},
 		{
 			name:    "debian",
@@ -46,6 +47,13 @@ func recipes() []recipe {
 				`--customize-hook=ln -sf /dev/stdout "$1"/var/log/nginx/access.log`,
 				`--customize-hook=ln -sf /dev/stderr "$1"/var/log/nginx/error.log`,
 			),
+		},
+		{
+			name:   "pause",
+			config: v1.Config{Entrypoint: []string{"/pause"}, User: "65534:65534"},
+			inputs: compiler,
+			source: pauseSource,
+			write:  writePause,
 		},
 	}
 }
@@ -80,7 +88,7 @@ func (r recipe) writeLayer(ctx context.Context, tarFile string) (err error) {
 		if err != nil {
 			return err
 		}
-		return writeBusybox(ctx, out, files)
+		return r.write(ctx, out, files)
 	}
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, r.command[0], r.command[1:]...)

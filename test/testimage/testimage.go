@@ -1,8 +1,8 @@
 // Package testimage builds the OCI images that tests and the demonstration run,
 // from Debian's packages and without a registry: "busybox", one small layer with
 // the host's busybox and its libraries; "debian", a system with dpkg; "nginx",
-// Debian's nginx. They lie in a cache as OCI layouts, one directory each, and are
-// built again when their recipe or its inputs change.
+// Debian's nginx; "pause", what keeps a pod. They lie in a cache as OCI layouts,
+// one directory each, and are built again when their recipe or its inputs change.
 package testimage
 
 import (
@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -118,8 +119,10 @@ type recipe struct {
 	name   string
 	config v1.Config
 	zstd   bool
-	// inputs are files whose content is copied into the layer.
+	// inputs are files that the layer is made of, by write.
 	inputs func() ([]string, error)
+	source []byte // further input
+	write  func(ctx context.Context, w io.Writer, files []string) error
 	// command writes the layer's tar to standard output; when empty, the layer
 	// is made of the inputs.
 	command []string
@@ -144,6 +147,7 @@ func (r recipe) key() (string, error) {
 	if err := errors.Join(enc.Encode(formatVersion), enc.Encode(r.config), enc.Encode(r.zstd), enc.Encode(r.command)); err != nil {
 		return "", err
 	}
+	h.Write(r.source)
 	if r.inputs != nil {
 		files, err := r.inputs()
 		if err != nil {

@@ -127,7 +127,7 @@ func TestBuildIsDoneOnce(t *testing.T) {
 
 func TestUnknownImage(t *testing.T) {
 	_, err := Build(t.Context(), t.TempDir(), "fedora")
-	want := "test image fedora: there is no such recipe; there are: busybox, debian, nginx"
+	want := "test image fedora: there is no such recipe; there are: busybox, debian, nginx, pause"
 	if err == nil || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
 	}
