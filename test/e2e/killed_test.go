@@ -59,7 +59,7 @@ const wholeLedger = 6
 func killOwner(t *testing.T, e *harness.Env, callerToo bool, reached func(dir string) bool) {
 	t.Helper()
 	cmd := e.Command(t.Context(), "kata", "run", "--rm", busybox, "sleep", "1000")
-	var errOut lockedBuffer
+	var errOut harness.Buffer
 	cmd.Stderr = &errOut
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ func killOwner(t *testing.T, e *harness.Env, callerToo bool, reached func(dir st
 	killed := time.Now()
 	_ = cmd.Wait()
 	if callerToo {
-		poll(t, "gc leaves nothing", func() bool {
+		harness.Poll(t, "gc leaves nothing", func() bool {
 			e.MustKata(t, "gc")
 			dirs, err := filepath.Glob(filepath.Join(e.State, "*"))
 			return err == nil && len(dirs) == 0

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/test/harness"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,7 +50,7 @@ func TestDetached(t *testing.T) {
 	if r := env.KataInput(t, strings.NewReader("piped"), "exec", "-i", "-u", "kata", "detached", "sh", "-c", "cat; id -un"); r.Stdout != "pipedkata\n" {
 		t.Errorf("exec -i -u: %q, %q", r.Stdout, r.Stderr)
 	}
-	poll(t, "the log has both lines", func() bool {
+	harness.Poll(t, "the log has both lines", func() bool {
 		r := env.Kata(t, "logs", "detached")
 		return r.Stdout == "out\n" && r.Stderr == "err\n"
 	})
@@ -100,7 +101,7 @@ func TestRemovedWhileItEnds(t *testing.T) {
 			}
 		}
 	}
-	poll(t, "all have gone", func() bool { return e.MustKata(t, "ps", "-a", "-q") == "" })
+	harness.Poll(t, "all have gone", func() bool { return e.MustKata(t, "ps", "-a", "-q") == "" })
 }
 
 func TestKillAndFollow(t *testing.T) {
@@ -108,12 +109,12 @@ func TestKillAndFollow(t *testing.T) {
 	start(t, "--name", "follow", "--network", "none", busybox, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done")
 	done := make(chan string)
 	go func() { done <- env.Kata(t, "logs", "-f", "follow").Stdout }()
-	poll(t, "it prints", func() bool { return strings.Contains(env.Kata(t, "logs", "follow").Stdout, "3\n") })
+	harness.Poll(t, "it prints", func() bool { return strings.Contains(env.Kata(t, "logs", "follow").Stdout, "3\n") })
 	env.MustKata(t, "kill", "follow")
 	if out := <-done; !strings.HasPrefix(out, "0\n1\n2\n3\n") {
 		t.Errorf("kata logs -f: %q", out)
 	}
-	poll(t, "it has exited with 137", func() bool { return strings.Contains(env.MustKata(t, "ps", "-a"), "exited (137)") })
+	harness.Poll(t, "it has exited with 137", func() bool { return strings.Contains(env.MustKata(t, "ps", "-a"), "exited (137)") })
 }
 
 // TestRuntimeList: kata-runtime sees what kata started, with the seed's columns.
@@ -169,12 +170,12 @@ func find(t *testing.T, name string) string {
 func TestVMMKilled(t *testing.T) {
 	t.Parallel()
 	cmd := env.Command(t.Context(), "kata", "run", "--rm", "--name", "vmm-killed", "--network", "none", busybox, "sh", "-c", "echo ready; sleep 1000")
-	var out, errOut lockedBuffer
+	var out, errOut harness.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, "it runs", func() bool { return out.String() == "ready\n" })
+	harness.Poll(t, "it runs", func() bool { return out.String() == "ready\n" })
 	pid := state(t, find(t, "vmm-killed")).VMMPID
 	killed := time.Now()
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
@@ -200,11 +201,11 @@ func TestOwnerKilled(t *testing.T) {
 	if err := unix.Kill(st.OwnerPID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, "QEMU has ended", func() bool { return unix.Kill(st.VMMPID, 0) != nil })
+	harness.Poll(t, "QEMU has ended", func() bool { return unix.Kill(st.VMMPID, 0) != nil })
 	if out := env.MustKata(t, "ps", "-a"); !strings.Contains(out, "dead") {
 		t.Errorf("kata ps -a: %s", out)
 	}
-	poll(t, "gc has removed it", func() bool {
+	harness.Poll(t, "gc has removed it", func() bool {
 		env.MustKata(t, "gc")
 		_, err := os.Stat(filepath.Join(env.State, id))
 		return os.IsNotExist(err) //nolint:forbidigo // in a test
@@ -215,18 +216,18 @@ func TestOwnerKilled(t *testing.T) {
 func TestCallerKilled(t *testing.T) {
 	t.Parallel()
 	cmd := env.Command(t.Context(), "kata", "run", "--rm", "--name", "caller-killed", "--network", "none", busybox, "sh", "-c", "echo ready; sleep 1000")
-	var out lockedBuffer
+	var out harness.Buffer
 	cmd.Stdout = &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, "it runs", func() bool { return out.String() == "ready\n" })
+	harness.Poll(t, "it runs", func() bool { return out.String() == "ready\n" })
 	id := find(t, "caller-killed")
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	poll(t, "all of it has gone", func() bool {
+	harness.Poll(t, "all of it has gone", func() bool {
 		_, err := os.Stat(filepath.Join(env.State, id))
 		_, err2 := os.Stat(filepath.Join(env.Data, "containers", id))
 		return os.IsNotExist(err) && os.IsNotExist(err2) //nolint:forbidigo // in a test
@@ -248,7 +249,7 @@ func TestKilledInEachPhase(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = cmd.Wait()
-			poll(t, "gc leaves nothing of it", func() bool {
+			harness.Poll(t, "gc leaves nothing of it", func() bool {
 				env.MustKata(t, "gc")
 				return !strings.Contains(env.MustKata(t, "ps", "-a"), name)
 			})

@@ -27,7 +27,7 @@ func TestPublishedPorts(t *testing.T) {
 	e := installation(t, "")
 	local, public := freePort(t), freePort(t)
 	id := e.MustKata(t, "run", "-d", "--name", "web", "-p", fmt.Sprintf("127.0.0.1:%d:80", local), "-p", fmt.Sprintf("%d:80", public), image(t, "nginx"))
-	poll(t, "nginx answers", func() bool {
+	harness.Poll(t, "nginx answers", func() bool {
 		_, err := fetch(t.Context(), "127.0.0.1", local)
 		return err == nil
 	})
@@ -91,7 +91,7 @@ func TestPublishedUDP(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	poll(t, "a datagram is answered", func() bool {
+	harness.Poll(t, "a datagram is answered", func() bool {
 		if err := c.SetDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
 			t.Fatal(err)
 		}

@@ -14,8 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
+	"github.com/seed-efd44b36/kata/test/harness"
 	"golang.org/x/sys/unix"
 )
 
@@ -239,12 +239,12 @@ func TestSignals(t *testing.T) {
 			t.Parallel()
 			cmd := env.Command(t.Context(), "kata", "run", "--rm", "--network", "none", busybox, "sh", "-c",
 				`n=0; trap 'n=$((n+1)); echo got $n' TERM INT; echo ready; i=0; while [ $i -lt 30 ]; do sleep 0.1; i=$((i+1)); done; exit $((40+n))`)
-			var out lockedBuffer
+			var out harness.Buffer
 			cmd.Stdout, cmd.Stderr = &out, os.Stderr
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			poll(t, "the container is ready", func() bool { return strings.Contains(out.String(), "ready") })
+			harness.Poll(t, "the container is ready", func() bool { return strings.Contains(out.String(), "ready") })
 			if err := cmd.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
@@ -256,14 +256,7 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// poll waits for something that takes time.
-func poll(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !done() {
-		if time.Now().After(deadline) {
-			t.Fatalf("in a minute it did not happen that %s", what)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+// nobody makes a program run as an ordinary user.
+func nobody() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 }

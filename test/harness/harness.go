@@ -40,6 +40,8 @@ type Env struct {
 	// Network is the beginning of the addresses of containers: of
 	// network.subnet, which is a /24, all but the last number.
 	Network string
+
+	watched []func(Snapshot) error
 }
 
 // patient are timeouts for a machine that does many things at once.

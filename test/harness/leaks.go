@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // leakGrace is how long what was asked to end may take to vanish.
@@ -19,6 +21,10 @@ const leakGrace = 15 * time.Second
 // Snapshot is what could leak: one line a thing.
 type Snapshot map[string]bool
 
+// Watch lets all later snapshots look at something else as well, such as what
+// an engine keeps of containers.
+func (e *Env) Watch(look func(Snapshot) error) { e.watched = append(e.watched, look) }
+
 // Snap looks at processes, mounts, network, cgroups and files of the host.
 func (e *Env) Snap() (Snapshot, error) {
 	return e.snap(e.snapProcesses, snapMounts, snapNetwork, e.snapAttached, e.snapCgroups, e.snapFiles)
@@ -26,7 +32,7 @@ func (e *Env) Snap() (Snapshot, error) {
 
 func (e *Env) snap(looks ...func(Snapshot) error) (Snapshot, error) {
 	s := Snapshot{}
-	for _, look := range looks {
+	for _, look := range append(looks, e.watched...) {
 		if err := look(s); err != nil {
 			return nil, fmt.Errorf("leak check: %w", err)
 		}
@@ -197,6 +203,25 @@ func (e *Env) snapFiles(s Snapshot) error {
 		}
 		for _, f := range found {
 			s["file "+f] = true
+		}
+	}
+	return nil
+}
+
+// EndProcesses ends what still runs of the installation, so that a test that
+// failed does not leave virtual machines behind.
+func EndProcesses(e *Env) error {
+	s := Snapshot{}
+	if err := e.snapProcesses(s); err != nil {
+		return err
+	}
+	for line := range s {
+		var pid int
+		if _, err := fmt.Sscanf(line, "process %d:", &pid); err != nil {
+			return err
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("end %s: %w", line, err)
 		}
 	}
 	return nil

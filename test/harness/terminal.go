@@ -1,6 +1,4 @@
-//go:build integration
-
-package e2e
+package harness
 
 import (
 	"fmt"
@@ -14,24 +12,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminal is a pseudo-terminal with a program at it, as a person's is.
-type terminal struct {
-	t      *testing.T
+// Terminal is a pseudo-terminal with a program at it, as a person's is.
+type Terminal struct {
+	t      testing.TB
 	master *os.File
 	slave  *os.File
-	screen lockedBuffer
+	Screen Buffer // what the program has written
 	cmd    *exec.Cmd
 	ended  chan struct{} // the program has ended
 }
 
-// atTerminal starts `kata` with a terminal of the size as its controlling one.
-func atTerminal(t *testing.T, columns, rows uint16, args ...string) *terminal {
+// AtTerminal starts the command with a terminal of the size as its controlling
+// one. The program is ended with the test.
+func AtTerminal(t testing.TB, cmd *exec.Cmd, columns, rows uint16) *Terminal {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tt := &terminal{t: t, master: master, ended: make(chan struct{})}
+	tt := &Terminal{t: t, cmd: cmd, master: master, ended: make(chan struct{})}
 	var n int
 	tt.control(master, func(fd int) (err error) {
 		if err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err == nil {
@@ -42,8 +41,7 @@ func atTerminal(t *testing.T, columns, rows uint16, args ...string) *terminal {
 	if tt.slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
 		t.Fatal(err)
 	}
-	tt.resize(columns, rows)
-	tt.cmd = env.Command(t.Context(), "kata", args...)
+	tt.Resize(columns, rows)
 	tt.cmd.Stdin, tt.cmd.Stdout, tt.cmd.Stderr = tt.slave, tt.slave, tt.slave
 	tt.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	if err := tt.cmd.Start(); err != nil {
@@ -51,7 +49,7 @@ func atTerminal(t *testing.T, columns, rows uint16, args ...string) *terminal {
 	}
 	go func() { _ = tt.cmd.Wait(); close(tt.ended) }()
 	read := make(chan struct{})
-	go func() { _, _ = io.Copy(&tt.screen, master); close(read) }() // ends when the master is closed
+	go func() { _, _ = io.Copy(&tt.Screen, master); close(read) }() // ends when the master is closed
 	t.Cleanup(func() {
 		_ = tt.cmd.Process.Signal(unix.SIGTERM) // it has ended, unless the test failed
 		<-tt.ended
@@ -59,14 +57,14 @@ func atTerminal(t *testing.T, columns, rows uint16, args ...string) *terminal {
 		_ = master.Close()
 		<-read
 		if t.Failed() {
-			t.Logf("the screen:\n%s", tt.screen.String())
+			t.Logf("the screen:\n%s", tt.Screen.String())
 		}
 	})
 	return tt
 }
 
 // control calls f with the descriptor of one end.
-func (tt *terminal) control(end *os.File, f func(fd int) error) {
+func (tt *Terminal) control(end *os.File, f func(fd int) error) {
 	tt.t.Helper()
 	c, err := end.SyscallConn()
 	if err == nil {
@@ -80,16 +78,16 @@ func (tt *terminal) control(end *os.File, f func(fd int) error) {
 	}
 }
 
-// resize changes the size, of which the program is told by SIGWINCH.
-func (tt *terminal) resize(columns, rows uint16) {
+// Resize changes the size, of which the program is told by SIGWINCH.
+func (tt *Terminal) Resize(columns, rows uint16) {
 	tt.t.Helper()
 	tt.control(tt.master, func(fd int) error {
 		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: columns, Row: rows})
 	})
 }
 
-// mode is how the terminal treats input and output.
-func (tt *terminal) mode() unix.Termios {
+// Mode is how the terminal treats input and output.
+func (tt *Terminal) Mode() unix.Termios {
 	tt.t.Helper()
 	var m unix.Termios
 	tt.control(tt.slave, func(fd int) error {
@@ -102,27 +100,27 @@ func (tt *terminal) mode() unix.Termios {
 	return m
 }
 
-// raw tells whether keys go to the program one by one, Ctrl-C too.
-func (tt *terminal) raw() bool { return tt.mode().Lflag&(unix.ICANON|unix.ECHO|unix.ISIG) == 0 }
+// Raw tells whether keys go to the program one by one, Ctrl-C too.
+func (tt *Terminal) Raw() bool { return tt.Mode().Lflag&(unix.ICANON|unix.ECHO|unix.ISIG) == 0 }
 
-// press types keys.
-func (tt *terminal) press(keys string) {
+// Press types keys.
+func (tt *Terminal) Press(keys string) {
 	tt.t.Helper()
 	if _, err := io.WriteString(tt.master, keys); err != nil {
 		tt.t.Fatal(err)
 	}
 }
 
-// see waits until the text is on the screen.
-func (tt *terminal) see(text string) {
+// See waits until the text is on the screen.
+func (tt *Terminal) See(text string) {
 	tt.t.Helper()
-	poll(tt.t, fmt.Sprintf("%q is on the screen", text), func() bool { return strings.Contains(tt.screen.String(), text) })
+	Poll(tt.t, fmt.Sprintf("%q is on the screen", text), func() bool { return strings.Contains(tt.Screen.String(), text) })
 }
 
-// exit waits for the program and returns its exit code.
-func (tt *terminal) exit() int {
+// Exit waits for the program and returns its exit code.
+func (tt *Terminal) Exit() int {
 	tt.t.Helper()
-	poll(tt.t, "kata ends", func() bool {
+	Poll(tt.t, "the program ends", func() bool {
 		select {
 		case <-tt.ended:
 			return true
