@@ -115,8 +115,8 @@ func TestTerminalRestored(t *testing.T) {
 			term := atTerminal(t, 80, 24, "run", "--rm", "-it", "--name", name, "--network", "none", busybox,
 				"sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done")
 			before := term.Mode()
-			term.see("ready\r\n")
-			harness.Poll(t, "the terminal is in raw mode", term.raw)
+			term.See("ready\r\n")
+			harness.Poll(t, "the terminal is in raw mode", term.Raw)
 			tt.end(t, term, find(t, name))
 			if code := term.Exit(); code != tt.code || !strings.Contains(term.Screen.String(), tt.says) {
 				t.Errorf("exit code %d, want %d; the screen is to tell %q", code, tt.code, tt.says)
