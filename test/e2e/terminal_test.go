@@ -104,7 +104,7 @@ func TestTerminalRestored(t *testing.T) {
 		}, 255, "virtual machine died"},
 		{"SIGTERM", func(t *testing.T, tt *harness.Terminal, _ string) {
 			t.Helper()
-			if err := tt.cmd.Process.Signal(unix.SIGTERM); err != nil {
+			if err := tt.Cmd.Process.Signal(unix.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
 		}, 3, ""},

@@ -18,7 +18,7 @@ type Terminal struct {
 	master *os.File
 	slave  *os.File
 	Screen Buffer // what the program has written
-	cmd    *exec.Cmd
+	Cmd    *exec.Cmd
 	ended  chan struct{} // the program has ended
 }
 
@@ -30,7 +30,7 @@ func AtTerminal(t testing.TB, cmd *exec.Cmd, columns, rows uint16) *Terminal {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tt := &Terminal{t: t, cmd: cmd, master: master, ended: make(chan struct{})}
+	tt := &Terminal{t: t, Cmd: cmd, master: master, ended: make(chan struct{})}
 	var n int
 	tt.control(master, func(fd int) (err error) {
 		if err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err == nil {
@@ -42,16 +42,16 @@ func AtTerminal(t testing.TB, cmd *exec.Cmd, columns, rows uint16) *Terminal {
 		t.Fatal(err)
 	}
 	tt.Resize(columns, rows)
-	tt.cmd.Stdin, tt.cmd.Stdout, tt.cmd.Stderr = tt.slave, tt.slave, tt.slave
-	tt.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := tt.cmd.Start(); err != nil {
+	tt.Cmd.Stdin, tt.Cmd.Stdout, tt.Cmd.Stderr = tt.slave, tt.slave, tt.slave
+	tt.Cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := tt.Cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { _ = tt.cmd.Wait(); close(tt.ended) }()
+	go func() { _ = tt.Cmd.Wait(); close(tt.ended) }()
 	read := make(chan struct{})
 	go func() { _, _ = io.Copy(&tt.Screen, master); close(read) }() // ends when the master is closed
 	t.Cleanup(func() {
-		_ = tt.cmd.Process.Signal(unix.SIGTERM) // it has ended, unless the test failed
+		_ = tt.Cmd.Process.Signal(unix.SIGTERM) // it has ended, unless the test failed
 		<-tt.ended
 		_ = tt.slave.Close()
 		_ = master.Close()
@@ -128,5 +128,5 @@ func (tt *Terminal) Exit() int {
 			return false
 		}
 	})
-	return tt.cmd.ProcessState.ExitCode()
+	return tt.Cmd.ProcessState.ExitCode()
 }
