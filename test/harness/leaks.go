@@ -208,9 +208,10 @@ func (e *Env) snapFiles(s Snapshot) error {
 	return nil
 }
 
-// EndProcesses ends what still runs of the installation, so that a test that
-// failed does not leave virtual machines behind.
-func EndProcesses(e *Env) error {
+// End ends what still runs of the installation and takes its mounts away, so
+// that a suite that failed leaves neither virtual machines nor directories that
+// cannot be removed.
+func (e *Env) End() error {
 	s := Snapshot{}
 	if err := e.snapProcesses(s); err != nil {
 		return err
@@ -222,6 +223,19 @@ func EndProcesses(e *Env) error {
 		}
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("end %s: %w", line, err)
+		}
+	}
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for l := range strings.Lines(string(b)) {
+		f := strings.Fields(l)
+		if len(f) < 5 || !strings.HasPrefix(f[4], filepath.Dir(e.State)+"/") && !strings.HasPrefix(f[4], filepath.Dir(e.Data)+"/") {
+			continue
+		}
+		if err := unix.Unmount(f[4], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", f[4], err)
 		}
 	}
 	return nil

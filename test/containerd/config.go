@@ -1,0 +1,80 @@
+package containerd
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// PauseImage is the image of sandboxes, which has to be imported.
+const PauseImage = "localhost/pause:latest"
+
+// config is the configuration, without any runtime but runc.
+func (d *Daemon) config() (string, error) {
+	cni, err := d.Network.Plugins(filepath.Join(filepath.Dir(d.Config), "cni"))
+	if err != nil {
+		return "", err
+	}
+	head := fmt.Sprintf(`version = %d
+root = %q
+state = %q
+disabled_plugins = ["io.containerd.nri.v1.nri"]
+[debug]
+  level = "debug"
+[grpc]
+  address = %q
+[ttrpc]
+  address = %q
+[plugins."io.containerd.internal.v1.opt"]
+  path = %q
+`, d.Release.ConfigVersion, d.Root, d.State, d.Address, d.Address+".ttrpc", filepath.Join(filepath.Dir(d.Config), "opt"))
+	// In a container there may be no right to raise the priority for the OOM
+	// killer, which is what restrict_oom_score_adj is for.
+	if d.Release.ConfigVersion == 2 {
+		return head + fmt.Sprintf(`[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = %q
+  enable_unprivileged_ports = true
+  enable_unprivileged_icmp = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = %q
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "runc"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+`, PauseImage, cni), nil
+	}
+	return head + fmt.Sprintf(`[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = %q
+[plugins."io.containerd.cri.v1.runtime"]
+  enable_unprivileged_ports = true
+  enable_unprivileged_icmp = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/usr/lib/cni"]
+    conf_dir = %q
+  [plugins."io.containerd.cri.v1.runtime".containerd]
+    default_runtime_name = "runc"
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+`, PauseImage, cni), nil
+}
+
+// AddHandler adds a runtime handler to the configuration of a daemon that does
+// not run.
+func (d *Daemon) AddHandler(name, shim string) error {
+	plugin := "io.containerd.grpc.v1.cri"
+	if d.Release.ConfigVersion == 3 {
+		plugin = "io.containerd.cri.v1.runtime"
+	}
+	f, err := os.OpenFile(d.Config, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(f, "[plugins.%q.containerd.runtimes.%s]\n  runtime_type = %q\n", plugin, name, shim); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	return f.Close()
+}

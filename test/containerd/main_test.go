@@ -1,0 +1,167 @@
+//go:build integration
+
+package containerd
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/seed-efd44b36/kata/test/harness"
+)
+
+// runtimes are what each table is run with: what passes with runc on this
+// machine has to pass with kata.
+var runtimes = []struct {
+	name string // and handler of the CRI
+	shim string
+}{
+	{name: "runc", shim: "io.containerd.runc.v2"},
+	{name: "kata", shim: "io.containerd.kata.v2"},
+}
+
+// env is the installation that all tests share, network the namespace that
+// their daemons are in.
+var (
+	env     *harness.Env
+	network *Network
+	daemons pool
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "containerd:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// maxParallel is how many tests run at a time at most, each of which has a
+// virtual machine.
+const maxParallel = 3
+
+func limitParallel() error {
+	f := flag.Lookup("test.parallel")
+	if n, err := strconv.Atoi(f.Value.String()); err == nil && n <= maxParallel {
+		return nil
+	}
+	return f.Value.Set(strconv.Itoa(maxParallel))
+}
+
+// run runs all tests between two looks at the host.
+func run(m *testing.M) (code int, err error) {
+	if err := limitParallel(); err != nil {
+		return 1, err
+	}
+	e, remove, err := harness.New("")
+	if err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, remove()) }()
+	env = e
+	// Made before anything waits for it.
+	if r, err := env.Run(context.Background(), nil, "kata", "image", "build"); err != nil || r.Code != 0 {
+		return 1, errors.Join(err, fmt.Errorf("kata image build: exit code %d: %s", r.Code, r.Stderr))
+	}
+	before, err := env.Snap()
+	if err != nil {
+		return 1, err
+	}
+	if network, err = NewNetwork(filepath.Base(filepath.Dir(env.State))); err != nil {
+		return 1, err
+	}
+	code = m.Run()
+	err = errors.Join(daemons.stop(), network.Remove())
+	left, lerr := env.Leaks(before)
+	if lerr == nil && len(left) > 0 {
+		lerr = fmt.Errorf("left on the host after all tests:\n  %s", strings.Join(left, "\n  "))
+	}
+	return code, errors.Join(err, lerr, env.End())
+}
+
+// pool has the daemons that tests share, each started when the first one asks.
+type pool struct {
+	mu      sync.Mutex
+	running map[string]*Daemon // guarded by mu
+}
+
+// releases are what tests run with, by the names of subtests.
+var releases = map[string]func(context.Context) (Release, error){
+	"debian": Debian,
+	"module": func(ctx context.Context) (Release, error) { return Module(ctx, ModuleVersion) },
+}
+
+// get returns the shared daemon of a release.
+func (p *pool) get(t *testing.T, name string) *Daemon {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if d := p.running[name]; d != nil {
+		return d
+	}
+	d := newDaemon(t, name, env)
+	if p.running == nil {
+		p.running = make(map[string]*Daemon)
+	}
+	p.running[name] = d
+	return d
+}
+
+func (p *pool) stop() error {
+	var errs []error
+	for _, d := range p.running {
+		errs = append(errs, d.Stop())
+		d.removeCgroups()
+	}
+	return errors.Join(errs...)
+}
+
+// newDaemon starts a daemon with the images that most tests need.
+func newDaemon(t *testing.T, release string, env *harness.Env) *Daemon {
+	t.Helper()
+	r, err := releases[release](t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := New(env, r, network, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.AddHandler("kata", "io.containerd.kata.v2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Start(context.WithoutCancel(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	for _, image := range []string{"pause", "busybox"} {
+		if _, err := d.Import(t.Context(), image); err != nil {
+			t.Fatal(errors.Join(err, d.Stop()))
+		}
+	}
+	return d
+}
+
+// each runs a test with each release and runtime, as subtests of those names.
+func each(t *testing.T, test func(t *testing.T, c ctr)) {
+	for _, release := range []string{"debian", "module"} {
+		t.Run(release, func(t *testing.T) {
+			for _, r := range runtimes {
+				t.Run(r.name, func(t *testing.T) {
+					if _, err := os.Stat(filepath.Join(env.Bin, "containerd-shim-kata-v2")); err != nil && r.name == "kata" {
+						t.Skip("containerd-shim-kata-v2 is not built")
+					}
+					test(t, ctr{Daemon: daemons.get(t, release), runtime: r.name, shim: r.shim})
+				})
+			}
+		})
+	}
+}
