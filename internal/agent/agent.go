@@ -13,6 +13,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -179,7 +180,7 @@ func (a *Agent) prepare(ctx context.Context) {
 	if err := a.modules.Load("virtio_balloon"); err != nil {
 		a.log.Warn("not every module was loaded", "err", err)
 	}
-	if err := a.jailer.Fill(ctx); err != nil {
+	if err := errors.Join(a.jailer.Ready(), a.jailer.Fill(ctx)); err != nil {
 		a.log.Warn("no container process waits", "err", err)
 	}
 }

@@ -88,3 +88,9 @@ func (p *Proc) Write(name, value string) error {
 func (p *Proc) Self(name string) string {
 	return strconv.Itoa(os.Getpid()) + "/" + name
 }
+
+// Thread is Self for the calling thread, which must stay the caller's until the
+// name was used.
+func (p *Proc) Thread(name string) string {
+	return p.Self("task/" + strconv.Itoa(unix.Gettid()) + "/" + name)
+}

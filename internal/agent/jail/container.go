@@ -87,7 +87,7 @@ func (j *Jailer) create(ctx context.Context, c Config) (*Container, error) {
 	return container, nil
 }
 
-// prepare brings a process to the gate. On error it has been killed, though it may
+// prepare brings the first process to the gate. On error it has been killed, though it may
 // not have been reaped yet.
 func (c *Container) prepare(ctx context.Context, b birth, p *inside.Plan, s Stdio, join []*os.File) (*Process, error) {
 	w, err := c.jailer.worker(b)
@@ -98,7 +98,7 @@ func (c *Container) prepare(ctx context.Context, b birth, p *inside.Plan, s Stdi
 	if err != nil {
 		return nil, err
 	}
-	return &Process{container: c, worker: w, terminal: terminal}, nil
+	return &Process{container: c, worker: w, terminal: terminal, plan: &p.Process}, nil
 }
 
 // Init is the first process of the container. It exists as soon as the container.
@@ -148,18 +148,17 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (*Process, error) {
 	if err := bad.err(); err != nil {
 		return nil, err
 	}
-	var b birth
-	if c.enter&unix.CLONE_NEWPID != 0 {
-		b.pidNamespace = c.pidfd
+	select {
+	case <-c.init.Done():
+		return nil, fmt.Errorf("the container is not running: %w", unix.ESRCH)
+	default:
 	}
-	plan.Join = []int{c.enter &^ unix.CLONE_NEWPID}
-	p, err := c.prepare(ctx, b, plan, e.Stdio, []*os.File{c.pidfd})
-	if errors.Is(err, unix.ESRCH) {
-		err = fmt.Errorf("the container is not running: %w", err)
-	}
+	plan.Join = []int{c.enter}
+	w, terminal, err := c.jailer.deliver(ctx, plan, e.Stdio, []*os.File{c.pidfd})
 	if err != nil {
 		return nil, err
 	}
+	p := &Process{container: c, worker: w, terminal: terminal, plan: &plan.Process}
 	if !c.keep(p) {
 		p.discard()
 		return nil, errors.New("the container is being deleted")
@@ -236,6 +235,7 @@ type Process struct {
 	container *Container
 	worker    *worker
 	terminal  *os.File
+	plan      *inside.Process
 }
 
 // Start lets the process run its program, once. It returns when the program runs,
@@ -249,7 +249,7 @@ func (p *Process) Start(ctx context.Context) error {
 		p.discard()
 		return err
 	}
-	return p.worker.open(ctx)
+	return p.worker.open(ctx, p.plan)
 }
 
 // discard kills the process.

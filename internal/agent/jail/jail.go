@@ -55,6 +55,7 @@ type Options struct {
 // Jailer makes containers. Its methods are safe for concurrent use.
 type Jailer struct {
 	options Options
+	forker  forker
 
 	mu     sync.Mutex
 	spares []*worker // guarded by mu; born in pid namespaces of their own
@@ -84,8 +85,14 @@ func (j *Jailer) Fill(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Close ends the spare processes. Containers are not touched.
+// Close ends the spare processes and the forker. Containers are not touched.
 func (j *Jailer) Close() {
+	j.forker.mu.Lock()
+	if j.forker.w != nil {
+		j.forker.w.discard()
+		j.forker.w = nil
+	}
+	j.forker.mu.Unlock()
 	j.mu.Lock()
 	spares := j.spares
 	j.spares = nil

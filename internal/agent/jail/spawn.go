@@ -18,9 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// worker is a process that runs inside.Main.
+// worker is a process that is to be a container's, or makes such (the forker).
 type worker struct {
-	child *reap.Child
+	child *reap.Child   // nil before the forker has made it
 	conn  *net.UnixConn // the other end of its control socket
 }
 
@@ -36,14 +36,14 @@ type birth struct {
 // filter and its execve, as the filter may forbid what the handler does.
 var environment = [...]string{"GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1"}
 
-// spawn starts a worker.
-func (j *Jailer) spawn(b birth) (*worker, error) {
+// spawn starts our program as a worker.
+func (j *Jailer) spawn(b birth, args ...string) (*worker, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, fmt.Errorf("start a container's process: %w", err)
 	}
 	defer func() { _ = theirs.Close() }()
-	child, err := j.options.Reaper.Start(func() (int, error) { return b.fork(theirs) })
+	child, err := j.options.Reaper.Start(func() (int, error) { return b.fork(theirs, args) })
 	if err != nil {
 		_ = ours.Close()
 		return nil, fmt.Errorf("start a container's process: %w", err)
@@ -52,7 +52,7 @@ func (j *Jailer) spawn(b birth) (*worker, error) {
 }
 
 // fork starts our program anew.
-func (b birth) fork(control *os.File) (pid int, err error) {
+func (b birth) fork(control *os.File, args []string) (pid int, err error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return 0, err
@@ -66,7 +66,7 @@ func (b birth) fork(control *os.File) (pid int, err error) {
 		Files: []uintptr{null.Fd(), null.Fd(), os.Stderr.Fd(), control.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true, Cloneflags: uintptr(b.clone)},
 	}
-	start := func() { pid, err = syscall.ForkExec("/proc/self/exe", []string{Name}, attr) }
+	start := func() { pid, err = syscall.ForkExec("/proc/self/exe", append([]string{Name}, args...), attr) }
 	if b.pidNamespace == nil {
 		start()
 		return pid, err
@@ -112,7 +112,9 @@ func socketPair() (*net.UnixConn, *os.File, error) {
 
 // discard kills the process.
 func (w *worker) discard() {
-	_ = w.child.Signal(unix.SIGKILL)
+	if w.child != nil {
+		_ = w.child.Signal(unix.SIGKILL)
+	}
 	_ = w.conn.Close()
 }
 
@@ -163,23 +165,14 @@ func (s Stdio) files() (files []*os.File, null *os.File, err error) {
 }
 
 // open lets the process run its program and waits until it does.
-func (w *worker) open(ctx context.Context) error {
+func (w *worker) open(ctx context.Context, p *inside.Process) error {
 	defer func() { _ = w.conn.Close() }()
 	defer w.deadline(ctx)()
-	if err := inside.OpenGate(w.conn); err != nil {
+	if err := inside.OpenGate(w.conn, p); err != nil {
+		w.discard()
 		return w.gone(ctx, err)
 	}
-	_, err := inside.ReceiveAnswer(w.conn)
-	if errors.Is(err, io.EOF) {
-		// Either the execve has closed the socket or the process has ended; that it
-		// did so without a word is then for its waiters to see.
-		return nil
-	}
-	if err == nil {
-		err = errors.New("unexpected answer")
-	}
-	w.discard()
-	return w.gone(ctx, err)
+	return nil
 }
 
 // deadline makes reads and writes fail when ctx ends. The returned function takes
@@ -212,6 +205,9 @@ func (w *worker) gone(ctx context.Context, err error) error {
 		return fmt.Errorf("set up the container's process: %w", context.Cause(ctx))
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		if w.child == nil {
+			return errors.New("the process that makes further processes of containers has ended")
+		}
 		// The end of the process is what has closed the socket, and near.
 		select {
 		case <-w.child.Done():

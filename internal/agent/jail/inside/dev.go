@@ -177,15 +177,20 @@ func newPTY(ptmx *os.File) (*pty, error) {
 	return &pty{master: ptmx, slave: os.NewFile(slave, "terminal")}, nil
 }
 
-// control makes the terminal the process's own.
-func (t *pty) control(p *Process) error {
-	fd := int(t.slave.Fd())
-	if p.Width > 0 && p.Height > 0 {
-		if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: p.Width, Row: p.Height}); err != nil {
-			return fmt.Errorf("set the terminal's size: %w", err)
-		}
+// resize gives the terminal the size that the process is to find.
+func (t *pty) resize(p *Process) error {
+	if p.Width == 0 || p.Height == 0 {
+		return nil
 	}
-	if err := unix.IoctlSetInt(fd, unix.TIOCSCTTY, 0); err != nil {
+	if err := unix.IoctlSetWinsize(int(t.slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: p.Width, Row: p.Height}); err != nil {
+		return fmt.Errorf("set the terminal's size: %w", err)
+	}
+	return nil
+}
+
+// control makes the terminal the process's own.
+func (t *pty) control() error {
+	if err := unix.IoctlSetInt(int(t.slave.Fd()), unix.TIOCSCTTY, 0); err != nil {
 		return fmt.Errorf("take the terminal: %w", err)
 	}
 	return nil

@@ -2,7 +2,6 @@ package inside
 
 import (
 	"fmt"
-	"io"
 	"syscall"
 	"unsafe"
 
@@ -16,17 +15,19 @@ import (
 // cannot grow within a raw system call.
 
 // image is all that is needed to execute a program, made beforehand: once the
-// filter is loaded, the Go runtime must not make a system call on this thread.
+// filter is loaded, the Go runtime must not make a system call on this thread; and
+// after a fork there is no Go runtime.
 type image struct {
 	program *byte
 	argv    []*byte
 	envv    []*byte
 	filter  *unix.SockFprog
 	flags   uintptr
+	control uintptr // descriptor
 }
 
-func newImage(program string, args, env []string, filter []unix.SockFilter, flags uint) (*image, error) {
-	i := &image{flags: uintptr(flags)}
+func newImage(program string, args, env []string, filter []unix.SockFilter, flags uint, control uintptr) (*image, error) {
+	i := &image{flags: uintptr(flags), control: control}
 	var err error
 	if i.program, err = unix.BytePtrFromString(program); err != nil {
 		return nil, fmt.Errorf("program name %q: %w", program, err)
@@ -43,27 +44,54 @@ func newImage(program string, args, env []string, filter []unix.SockFilter, flag
 	return i, nil
 }
 
-// rawRead reads one byte without a word to the Go runtime, which could otherwise
-// start a thread to do without this one: by the time when the byte comes, the
-// process may be in a cgroup that has no room for another.
-func rawRead(fd uintptr) (byte, error) {
+// become waits at the gate, loads the filter and executes the program. It returns
+// how far it came and why not further, and never if all went well.
+//
+// The Go runtime learns of none of these calls. It could otherwise start a thread
+// to do without this one: by the time when the gate opens, the process may be in a
+// cgroup that has no room for another.
+//
+//go:norace
+//go:nosplit
+func (i *image) become() (step, syscall.Errno) {
 	var b [1]byte
 	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), 1)
-		switch {
-		case errno == unix.EINTR:
-		case errno != 0:
-			return 0, errno
-		case n == 0:
-			return 0, io.ErrUnexpectedEOF
-		default:
-			return b[0], nil
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, i.control, uintptr(unsafe.Pointer(&b[0])), 1)
+		if errno == unix.EINTR {
+			continue
 		}
+		if errno != 0 || n == 0 || b[0] != gate {
+			return stepGate, errno // nobody is there to be told
+		}
+		break
+	}
+	if i.filter != nil {
+		if _, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, i.flags, uintptr(unsafe.Pointer(i.filter))); errno != 0 {
+			return stepFilter, errno
+		}
+	}
+	_, _, errno := unix.RawSyscall(unix.SYS_EXECVE,
+		uintptr(unsafe.Pointer(i.program)),
+		uintptr(unsafe.Pointer(&i.argv[0])),
+		uintptr(unsafe.Pointer(&i.envv[0])))
+	return stepExec, errno
+}
+
+// report tells the agent how far the process came, and ends it. The filter may
+// forbid the one or the other; then the end of the process has to say it.
+//
+//go:norace
+//go:nosplit
+func (i *image) report(s step, errno syscall.Errno) {
+	b := [2]byte{byte(s), byte(errno)}
+	_, _, _ = unix.RawSyscall(unix.SYS_WRITE, i.control, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	for {
+		_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 1, 0, 0)
 	}
 }
 
 // rawCgroupNamespace enters a cgroup by its cgroup.procs, makes a namespace of it
-// and leaves again through another. As with rawRead, the runtime must not start a
+// and leaves again through another. As with become, the runtime must not start a
 // thread in between.
 func rawCgroupNamespace(in, out uintptr) error {
 	zero := [1]byte{'0'}
@@ -79,27 +107,6 @@ func rawCgroupNamespace(in, out uintptr) error {
 		return errno
 	}
 	return nil
-}
-
-// load loads the filter. Nothing but exec may follow.
-func (i *image) load() error {
-	if i.filter == nil {
-		return nil
-	}
-	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, i.flags, uintptr(unsafe.Pointer(i.filter)))
-	if errno != 0 {
-		return fmt.Errorf("load the system call filter: %w", errno)
-	}
-	return nil
-}
-
-// exec executes the program. It returns only an error.
-func (i *image) exec() error {
-	_, _, errno := unix.RawSyscall(unix.SYS_EXECVE,
-		uintptr(unsafe.Pointer(i.program)),
-		uintptr(unsafe.Pointer(&i.argv[0])),
-		uintptr(unsafe.Pointer(&i.envv[0])))
-	return errno
 }
 
 // setUser changes the credentials of the calling thread, which the functions of

@@ -3,9 +3,8 @@ package inside
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"io"
-	"slices"
+	"reflect"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -60,26 +59,54 @@ func TestVariable(t *testing.T) {
 	}
 }
 
-func TestFilterOnTheWire(t *testing.T) {
-	for _, want := range []Filter{
-		nil,
+func TestPlanOnTheWire(t *testing.T) {
+	for _, filter := range []Filter{
+		{},
 		{{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}},
 		{{Code: 0x1234, Jt: 1, Jf: 255, K: 0xfedcba98}, {Code: 1, Jt: 2, Jf: 3, K: 4}},
 	} {
-		text, err := json.Marshal(Plan{Process: Process{Filter: want}})
+		want := &Plan{Container: "c", Process: Process{Args: []string{"true"}, Filter: filter}}
+		b, err := want.encode()
 		if err != nil {
 			t.Fatal(err)
 		}
-		var got Plan
-		if err := json.Unmarshal(text, &got); err != nil {
+		got, err := decodePlan(b)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if !slices.Equal(got.Process.Filter, want) {
-			t.Errorf("got %v, want %v", got.Process.Filter, want)
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, want %+v", got, want)
 		}
 	}
-	var f Filter
-	if err := json.Unmarshal([]byte(`"AAAA"`), &f); err == nil {
-		t.Error("three bytes were taken for a filter")
+}
+
+func FuzzDecodePlan(f *testing.F) {
+	b, err := (&Plan{Process: Process{Filter: Filter{{Code: 1}}}}).encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add(b[:len(b)-1])
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if p, err := decodePlan(b); err == nil && len(p.Process.Filter)*instructionSize > len(b) {
+			t.Errorf("%d instructions of %d bytes", len(p.Process.Filter), len(b))
+		}
+	})
+}
+
+func TestFailureAt(t *testing.T) {
+	p := &Process{Args: []string{"prog"}, CPUs: []int{7}, Rlimits: []Rlimit{{"RLIMIT_NOFILE", unix.RLIMIT_NOFILE, 1, 2}}}
+	for s, want := range map[step]string{
+		stepExec:      `exec "prog": permission denied`,
+		stepFilter:    "load the system call filter: permission denied",
+		stepCalls:     "set the CPU affinity to [7]: permission denied",
+		stepCalls + 1: "set RLIMIT_NOFILE to 1:2: permission denied",
+		stepCalls + 2: "step 11: permission denied",
+		0:             "step 0: permission denied",
+	} {
+		if got := p.failureAt(s, unix.EACCES).Error(); got != want {
+			t.Errorf("step %d: got %q, want %q", s, got, want)
+		}
 	}
 }

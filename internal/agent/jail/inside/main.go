@@ -33,12 +33,15 @@ func Main() int {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return 1
 	}
+	unix.CloseOnExec(ControlFD)
+	if len(os.Args) > 1 && os.Args[1] == Forker {
+		return fork()
+	}
 	// Little memory is used, and nobody waits for a collection or for threads to
 	// help with it.
 	debug.SetGCPercent(-1)
 
 	c := control{os.NewFile(ControlFD, "control")}
-	unix.CloseOnExec(ControlFD)
 	plan, files, err := c.receivePlan()
 	if err != nil {
 		if errors.Is(err, io.EOF) {
@@ -47,13 +50,11 @@ func Main() int {
 		_ = c.answer(nil, fmt.Errorf("receive the plan: %w", err))
 		return 1
 	}
-	// After the execve was tried with a filter loaded it may be forbidden to answer;
-	// then the end of the process has to say it.
 	_ = c.answer(nil, run(c, plan, files))
 	return 1
 }
 
-// run returns only an error.
+// run becomes the container's first process. It returns only an error.
 func run(c control, p *Plan, files []*os.File) error {
 	want := 3 + len(p.Join)
 	if p.CgroupDoors {
@@ -64,11 +65,6 @@ func run(c control, p *Plan, files []*os.File) error {
 	}
 	stdio, rest := files[:3:3], files[3:]
 
-	if len(p.Process.CPUs) > 0 {
-		if err := setAffinity(p.Process.CPUs); err != nil {
-			return err
-		}
-	}
 	if err := joinKeyring(p.Container); err != nil {
 		return err
 	}
@@ -108,15 +104,18 @@ func run(c control, p *Plan, files []*os.File) error {
 			return fmt.Errorf("set sysctl %s: %w", kv[0], err)
 		}
 	}
-	if err := setAppArmor(proc, p.Process.AppArmor); err != nil {
+	_ = proc.Close()
+	if err := setAppArmor(p.Process.AppArmor); err != nil {
 		return err
 	}
-	_ = proc.Close()
 
 	var master *os.File
 	if terminal != nil {
 		master = terminal.master
-		if err := terminal.control(&p.Process); err != nil {
+		if err := terminal.resize(&p.Process); err != nil {
+			return err
+		}
+		if err := terminal.control(); err != nil {
 			return err
 		}
 		stdio = []*os.File{terminal.slave, terminal.slave, terminal.slave}
@@ -177,25 +176,18 @@ func setNames(p *Plan) error {
 	return nil
 }
 
-// setAppArmor makes the program run under a profile.
-func setAppArmor(proc *safepath.Proc, profile string) error {
+// setAppArmor makes the thread's program run under a profile.
+func setAppArmor(profile string) error {
 	if profile == "" || profile == "unconfined" {
 		return nil
 	}
-	err := proc.Write(proc.Self("attr/apparmor/exec"), "exec "+profile)
+	proc, err := safepath.PrivateProc()
 	if err != nil {
+		return err
+	}
+	defer func() { _ = proc.Close() }()
+	if err := proc.Write(proc.Thread("attr/apparmor/exec"), "exec "+profile); err != nil {
 		return fmt.Errorf("apply the AppArmor profile %q, does the guest's kernel have AppArmor and the profile?: %w", profile, err)
-	}
-	return nil
-}
-
-func setAffinity(cpus []int) error {
-	var set unix.CPUSet
-	for _, c := range cpus {
-		set.Set(c)
-	}
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return fmt.Errorf("set the CPU affinity to %v: %w", cpus, err)
 	}
 	return nil
 }

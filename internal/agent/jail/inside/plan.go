@@ -110,7 +110,7 @@ type Process struct {
 	CPUs     []int
 	AppArmor string // a profile's name
 
-	Filter      Filter
+	Filter      Filter `json:"-"` // apart on the wire
 	FilterFlags uint
 }
 

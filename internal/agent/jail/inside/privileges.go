@@ -12,40 +12,31 @@ import (
 // select(2) rely on it.
 const defaultNoFile = 1024
 
-// setLimits sets what belongs to the process and needs privileges.
-func (p *Process) setLimits() error {
+// limitCalls are the calls that set what belongs to a process and not to a thread:
+// its CPUs, scheduler, priorities and resource limits.
+func (p *Process) limitCalls() ([]call, error) {
+	var calls []call
+	if len(p.CPUs) > 0 {
+		calls = append(calls, affinityCall(p.CPUs))
+	}
 	if p.Scheduler != nil {
-		if err := unix.SchedSetAttr(0, p.Scheduler, 0); err != nil {
-			return fmt.Errorf("set the scheduler: %w", err)
-		}
+		calls = append(calls, schedulerCall(p.Scheduler))
 	}
 	if p.IOPriority != nil {
-		const whoProcess = 1
-		if _, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_SET, whoProcess, 0, uintptr(*p.IOPriority)); errno != 0 {
-			return fmt.Errorf("set the I/O priority: %w", errno)
-		}
+		calls = append(calls, ioPriorityCall(*p.IOPriority))
 	}
-	if p.Personality != nil {
-		if _, _, errno := unix.RawSyscall(unix.SYS_PERSONALITY, uintptr(*p.Personality), 0, 0); errno != 0 {
-			return fmt.Errorf("set the personality: %w", errno)
-		}
-	}
+	// Our runtime has changed its own, but not the hard one.
 	files := unix.Rlimit{}
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
-		return fmt.Errorf("read the limit of open files: %w", err)
+		return nil, fmt.Errorf("read the limit of open files: %w", err)
 	}
-	limits := p.Rlimits
 	if !p.limits(unix.RLIMIT_NOFILE) {
-		limits = append(limits, Rlimit{"RLIMIT_NOFILE", unix.RLIMIT_NOFILE, min(defaultNoFile, files.Max), files.Max})
+		calls = append(calls, rlimitCall(Rlimit{"RLIMIT_NOFILE", unix.RLIMIT_NOFILE, min(defaultNoFile, files.Max), files.Max}))
 	}
-	for _, l := range limits {
-		// Directly, because the runtime keeps its own idea of some of them.
-		lim := unix.Rlimit{Cur: l.Cur, Max: l.Max}
-		if err := unix.Prlimit(0, l.Resource, &lim, nil); err != nil {
-			return fmt.Errorf("set %s to %d:%d: %w", l.Name, l.Cur, l.Max, err)
-		}
+	for _, l := range p.Rlimits {
+		calls = append(calls, rlimitCall(l))
 	}
-	return nil
+	return calls, nil
 }
 
 func (p *Process) limits(resource int) bool {
@@ -58,10 +49,9 @@ func (p *Process) limits(resource int) bool {
 }
 
 // dropPrivileges makes the thread the user, with the capabilities that the spec
-// lists. One more stays if the filter is to be loaded without no_new_privs, which
-// takes CAP_SYS_ADMIN: the execve that follows computes the capabilities anew, from
-// the bounding, inheritable and ambient sets.
-func (p *Process) dropPrivileges() error {
+// lists, and extra, which last until the execve: that computes the capabilities
+// anew, from the bounding, inheritable and ambient sets.
+func (p *Process) dropPrivileges(extra uint64) error {
 	last, err := p.dropBounding()
 	if err != nil {
 		return err
@@ -84,9 +74,8 @@ func (p *Process) dropPrivileges() error {
 	if last < 63 {
 		known = 1<<(last+1) - 1
 	}
-	extra := uint64(0)
 	if len(p.Filter) > 0 && !p.NoNewPrivs {
-		extra = 1 << unix.CAP_SYS_ADMIN
+		extra |= 1 << unix.CAP_SYS_ADMIN // or the filter cannot be loaded
 	}
 	if err := setCapabilities((p.Effective|extra)&known, (p.Permitted|extra)&known, p.Inheritable&known); err != nil {
 		return err
@@ -131,6 +120,16 @@ func setCapabilities(effective, permitted, inheritable uint64) error {
 		return fmt.Errorf("set capabilities: %w", err)
 	}
 	return nil
+}
+
+// permitted are the capabilities that the thread can make use of.
+func permitted() uint64 {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return 0
+	}
+	return uint64(data[1].Permitted)<<32 | uint64(data[0].Permitted)
 }
 
 func setAmbient(set uint64, last uint) error {

@@ -9,42 +9,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// run takes the privileges away, waits at the gate and executes the program.
-//
-// Credentials, capabilities and the filter belong to the calling thread only,
-// which is enough: the other threads end with the execve and run nothing of the
-// container's.
+// run takes the privileges away, waits at the gate and executes the program. It
+// returns only an error.
 func (p *Process) run(c control, stdio []*os.File, terminal *os.File) error {
 	own, err := newStdio(stdio)
 	if err != nil {
 		return err
 	}
-	if err := own.give(p.UID); err != nil {
-		return err
-	}
-	if err := p.setLimits(); err != nil {
-		return err
-	}
-	unix.Umask(p.Umask)
-	// Root's directories may be closed to the user, the user's to root (NFS): the
-	// second try is made as the user.
-	changed := changeDir(p.Cwd)
-	env := withHome(p.Env, p.UID)
-
-	if err := p.dropPrivileges(); err != nil {
-		return err
-	}
-	if changed != nil {
-		changed = changeDir(p.Cwd)
-	}
-	if changed != nil {
-		return changed
-	}
-	program, err := lookUp(p.Args[0], env)
+	calls, err := p.limitCalls()
 	if err != nil {
 		return err
 	}
-	image, err := newImage(program, p.Args, env, p.Filter, p.FilterFlags)
+	for i := range calls {
+		if errno := calls[i].do(); errno != 0 {
+			return fmt.Errorf("%s: %w", calls[i].what, errno)
+		}
+	}
+	image, err := p.prepare(c, own, 0)
 	if err != nil {
 		return err
 	}
@@ -59,13 +40,45 @@ func (p *Process) run(c control, stdio []*os.File, terminal *os.File) error {
 	if err := c.answer(terminal, nil); err != nil {
 		return err
 	}
-	if err := c.waitGate(); err != nil {
-		return err
+	image.report(image.become())
+	return nil
+}
+
+// prepare makes the thread what the program is to run as, but for extra
+// capabilities that last until the execve.
+//
+// Credentials, capabilities and the filter belong to the calling thread only,
+// which is enough: the other threads end with the execve, or are not those of the
+// process that makes it, and run nothing of the container's.
+func (p *Process) prepare(c control, own *stdio, extra uint64) (*image, error) {
+	if err := own.give(p.UID); err != nil {
+		return nil, err
 	}
-	if err := image.load(); err != nil {
-		return err
+	if p.Personality != nil {
+		if _, _, errno := unix.RawSyscall(unix.SYS_PERSONALITY, uintptr(*p.Personality), 0, 0); errno != 0 {
+			return nil, fmt.Errorf("set the personality: %w", errno)
+		}
 	}
-	return execError(p.Args[0], image.exec())
+	unix.Umask(p.Umask)
+	// Root's directories may be closed to the user, the user's to root (NFS): the
+	// second try is made as the user.
+	changed := changeDir(p.Cwd)
+	env := withHome(p.Env, p.UID)
+
+	if err := p.dropPrivileges(extra); err != nil {
+		return nil, err
+	}
+	if changed != nil {
+		changed = changeDir(p.Cwd)
+	}
+	if changed != nil {
+		return nil, changed
+	}
+	program, err := lookUp(p.Args[0], env)
+	if err != nil {
+		return nil, err
+	}
+	return newImage(program, p.Args, env, p.Filter, p.FilterFlags, c.Fd())
 }
 
 // changeDir changes the working directory and makes sure that the new one is in
@@ -191,4 +204,11 @@ func (s *stdio) install() error {
 		}
 	}
 	return nil
+}
+
+// close closes what install would put in place.
+func (s *stdio) close() {
+	for _, fd := range s.fds {
+		_ = unix.Close(fd)
+	}
 }

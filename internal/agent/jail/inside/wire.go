@@ -13,10 +13,13 @@ import (
 )
 
 // What passes over the socket: the plan, as a length of four bytes with the
-// descriptors attached (stdin, stdout, stderr, the pidfds to join, two cgroup.procs) and JSON;
+// descriptors attached (stdin, stdout, stderr, the pidfds to join, two cgroup.procs) and what Plan.encode makes;
 // the answer, in the same form, with the terminal attached if there is one; one
 // byte that opens the gate; and then either the end of the stream, which the
-// execve brings about, or an answer with an error.
+// execve brings about, or two bytes: how far the process came, and the error number.
+//
+// Before the gate, a process that the forker makes is asked for by one byte, and
+// answered by its pid or, if there is none, an error number, four bytes each.
 
 // maxMessage is far more than the kernel takes as arguments and environment.
 const maxMessage = 32 << 20
@@ -24,43 +27,95 @@ const maxMessage = 32 << 20
 // maxFiles is how many descriptors one message can have.
 const maxFiles = 16
 
-// gate is the byte that lets the process run its program.
-const gate = 'g'
+const (
+	// gate is the byte that lets the process run its program.
+	gate = 'g'
+	// birth is the byte that lets the forker make the process.
+	birth = 'b'
+)
 
-// Filter is a program of seccomp(2). On the wire it is one string: as a list of
-// objects, its decoding took a third of the time of an exec.
+// step is one of the last steps of a process, of which it can say no more than the
+// number.
+type step byte
+
+const (
+	stepGate step = iota + 1
+	stepSession
+	stepTerminal
+	stepStdio
+	stepClose
+	stepSignals
+	stepFilter
+	stepExec
+	// stepCalls is the first of Process.limitCalls, and the last one.
+	stepCalls
+)
+
+var stepNames = [...]string{
+	stepGate:     "wait at the gate",
+	stepSession:  "make a session",
+	stepTerminal: "take the terminal",
+	stepStdio:    "set up the standard files",
+	stepClose:    "close other descriptors",
+	stepSignals:  "unblock signals",
+	stepFilter:   "load the system call filter",
+	stepExec:     "execute the program",
+}
+
+// Filter is a program of seccomp(2).
 type Filter []unix.SockFilter
 
 // instructionSize is that of struct sock_filter.
 const instructionSize = 8
 
-// MarshalJSON implements json.Marshaler.
-func (f Filter) MarshalJSON() ([]byte, error) {
-	b := make([]byte, 0, len(f)*instructionSize)
+func (f Filter) encode(b []byte) []byte {
 	for _, i := range f {
 		b = binary.NativeEndian.AppendUint16(b, i.Code)
 		b = append(b, i.Jt, i.Jf)
 		b = binary.NativeEndian.AppendUint32(b, i.K)
 	}
-	return json.Marshal(b)
+	return b
 }
 
-// UnmarshalJSON implements json.Unmarshaler.
-func (f *Filter) UnmarshalJSON(text []byte) error {
-	var b []byte
-	if err := json.Unmarshal(text, &b); err != nil {
-		return err
-	}
+func decodeFilter(b []byte) (Filter, error) {
 	if len(b)%instructionSize != 0 {
-		return errors.New("filter is cut off")
+		return nil, errors.New("filter is cut off")
 	}
-	*f = make(Filter, 0, len(b)/instructionSize)
+	f := make(Filter, 0, len(b)/instructionSize)
 	for ; len(b) > 0; b = b[instructionSize:] {
-		*f = append(*f, unix.SockFilter{
+		f = append(f, unix.SockFilter{
 			Code: binary.NativeEndian.Uint16(b), Jt: b[2], Jf: b[3], K: binary.NativeEndian.Uint32(b[4:]),
 		})
 	}
-	return nil
+	return f, nil
+}
+
+// encode makes a message of the plan: the length of the JSON in four bytes, the
+// JSON, and the filter, which as JSON would take longer than all else of an exec.
+func (p *Plan) encode() ([]byte, error) {
+	text, err := json.Marshal(p)
+	if err != nil {
+		return nil, err
+	}
+	b := binary.BigEndian.AppendUint32(nil, uint32(len(text)))
+	return p.Process.Filter.encode(append(b, text...)), nil
+}
+
+func decodePlan(b []byte) (*Plan, error) {
+	if len(b) < 4 {
+		return nil, io.ErrUnexpectedEOF
+	}
+	n := binary.BigEndian.Uint32(b)
+	if b = b[4:]; uint64(n) > uint64(len(b)) {
+		return nil, io.ErrUnexpectedEOF
+	}
+	p := new(Plan)
+	if err := json.Unmarshal(b[:n], p); err != nil {
+		return nil, err
+	}
+	var err error
+	p.Process.Filter, err = decodeFilter(b[n:])
+	return p, err
 }
 
 // Kind says what sort of failure an answer is about.
@@ -90,7 +145,7 @@ func (e *Error) Error() string { return e.Message }
 
 // SendPlan sends the plan and the descriptors.
 func SendPlan(c *net.UnixConn, p *Plan, files []*os.File) error {
-	body, err := json.Marshal(p)
+	body, err := p.encode()
 	if err != nil {
 		return err
 	}
@@ -163,10 +218,52 @@ func pollable(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "terminal"), nil
 }
 
-// OpenGate lets the process run its program.
-func OpenGate(c *net.UnixConn) error {
-	_, err := c.Write([]byte{gate})
-	return err
+// OpenGate lets the process p run its program and returns nil when it does. An *Error says why it cannot; the process has ended then. If
+// it ended without a word, that is for its waiters to see.
+func OpenGate(c *net.UnixConn, p *Process) error {
+	_, shut := c.Write([]byte{gate})
+	var b [2]byte // which may have come before
+	n, err := io.ReadFull(c, b[:])
+	if n == 0 && shut != nil {
+		return shut
+	}
+	if n == 0 && (errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET)) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return p.failureAt(step(b[0]), unix.Errno(b[1]))
+}
+
+// failureAt says what went wrong at a step.
+func (p *Process) failureAt(s step, errno unix.Errno) error {
+	if s == stepExec {
+		return execError(p.Args[0], errno)
+	}
+	what := fmt.Sprintf("step %d", s)
+	if int(s) < len(stepNames) && stepNames[s] != "" {
+		what = stepNames[s]
+	} else if calls, err := p.limitCalls(); err == nil && s >= stepCalls && int(s-stepCalls) < len(calls) {
+		what = calls[s-stepCalls].what
+	}
+	return &Error{Internal, fmt.Sprintf("%s: %v", what, errno)}
+}
+
+// Deliver asks for the process that the other end has prepared, and returns its pid.
+func Deliver(c *net.UnixConn) (pid int, err error) {
+	if _, err := c.Write([]byte{birth}); err != nil {
+		return 0, err
+	}
+	var b [8]byte
+	if _, err := io.ReadFull(c, b[:]); err != nil {
+		return 0, err
+	}
+	// Signals to a pid that is none go to many.
+	if pid := int32(binary.NativeEndian.Uint32(b[:])); pid > 1 {
+		return int(pid), nil
+	}
+	return 0, fmt.Errorf("fork: %w", unix.Errno(binary.NativeEndian.Uint32(b[4:])))
 }
 
 func receive(c *net.UnixConn) ([]byte, []*os.File, error) {
@@ -222,8 +319,8 @@ func (c control) receivePlan() (*Plan, []*os.File, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	p := new(Plan)
-	if err := json.Unmarshal(body, p); err != nil {
+	p, err := decodePlan(body)
+	if err != nil {
 		closeAll(files)
 		return nil, nil, fmt.Errorf("decode the plan: %w", err)
 	}
@@ -268,19 +365,6 @@ func failureJSON(failure error) []byte {
 		return []byte(`{"Error":"failure without a message"}`)
 	}
 	return body
-}
-
-// waitGate returns when the program may be run. The agent's going away is an
-// error.
-func (c control) waitGate() error {
-	b, err := rawRead(c.Fd())
-	if err != nil {
-		return fmt.Errorf("wait at the gate: %w", err)
-	}
-	if b != gate {
-		return errors.New("unexpected message at the gate")
-	}
-	return nil
 }
 
 // attached returns the descriptors of a message.

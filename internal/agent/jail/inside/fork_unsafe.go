@@ -1,0 +1,92 @@
+package inside
+
+import (
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// cloneArgs is struct clone_args of clone3(2), in its first version.
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls uint64
+}
+
+// signalSet is the kernel's.
+type signalSet uint64
+
+// fork copies the calling thread to a process of its own, a child of this one's
+// parent, which becomes the image. It returns the copy's pid. stdio are the
+// descriptors that it gets, and its terminal if tty is set. It makes the calls.
+//
+// The copy has the memory of this process and one thread, but no Go runtime:
+// others may have held its locks. So all that it runs is nosplit, allocates nothing
+// and writes no pointer; and until its handlers are gone, no signal may come.
+func (i *image) fork(s *stdio, tty bool, calls []call) (pid int, errno syscall.Errno) {
+	all, none, before := ^signalSet(0), signalSet(0), signalSet(0)
+	args := cloneArgs{flags: unix.CLONE_PARENT | unix.CLONE_CLEAR_SIGHAND}
+	if errno := setSignalMask(&all, &before); errno != 0 {
+		return 0, errno
+	}
+	n, _, errno := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args), 0)
+	if n == 0 && errno == 0 {
+		i.report(i.enter(s, tty, &none, calls))
+	}
+	_ = setSignalMask(&before, nil)
+	runtime.KeepAlive(i)
+	runtime.KeepAlive(s)
+	runtime.KeepAlive(calls)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
+}
+
+//go:norace
+//go:nosplit
+func setSignalMask(set, old *signalSet) syscall.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK,
+		uintptr(unsafe.Pointer(set)), uintptr(unsafe.Pointer(old)), unsafe.Sizeof(*set), 0, 0)
+	return errno
+}
+
+// enter is what the copy does before it stands at the gate.
+//
+//go:norace
+//go:nosplit
+func (i *image) enter(s *stdio, tty bool, none *signalSet, calls []call) (step, syscall.Errno) {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
+		return stepSession, errno
+	}
+	if tty {
+		if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(s.fds[0]), unix.TIOCSCTTY, 0); errno != 0 {
+			return stepTerminal, errno
+		}
+	}
+	for to := range s.fds {
+		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, uintptr(s.fds[to]), uintptr(to), 0); errno != 0 {
+			return stepStdio, errno
+		}
+	}
+	// Closed now and not at the execve: they belong to other conversations, whose
+	// ends would not be seen.
+	if i.control != ControlFD {
+		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, i.control, ControlFD, unix.O_CLOEXEC); errno != 0 {
+			return stepStdio, errno
+		}
+		i.control = ControlFD
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_CLOSE_RANGE, ControlFD+1, ^uintptr(0)>>32, 0); errno != 0 {
+		return stepClose, errno
+	}
+	for n := range calls {
+		if errno := calls[n].do(); errno != 0 {
+			return stepCalls + step(n), errno
+		}
+	}
+	if errno := setSignalMask(none, nil); errno != 0 {
+		return stepSignals, errno
+	}
+	return i.become()
+}
