@@ -1,9 +1,8 @@
 package containerd
 
 import (
-	"errors"
+	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 )
 
@@ -62,19 +61,14 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 `, PauseImage, cni), nil
 }
 
-// AddHandler adds a runtime handler to the configuration of a daemon that does
-// not run.
-func (d *Daemon) AddHandler(name, shim string) error {
-	plugin := "io.containerd.grpc.v1.cri"
-	if d.Release.ConfigVersion == 3 {
-		plugin = "io.containerd.cri.v1.runtime"
-	}
-	f, err := os.OpenFile(d.Config, os.O_APPEND|os.O_WRONLY, 0)
+// Install lets kata put itself into the configuration, as an administrator does.
+func (d *Daemon) Install(ctx context.Context, flags ...string) error {
+	r, err := d.env.Run(ctx, nil, "kata", append([]string{"install", "containerd", "--config", d.Config}, flags...)...)
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(f, "[plugins.%q.containerd.runtimes.%s]\n  runtime_type = %q\n", plugin, name, shim); err != nil {
-		return errors.Join(err, f.Close())
+	if r.Code != 0 {
+		return fmt.Errorf("kata install containerd: exit code %d: %s", r.Code, r.Stderr)
 	}
-	return f.Close()
+	return nil
 }

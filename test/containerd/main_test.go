@@ -136,7 +136,7 @@ func newDaemon(t *testing.T, release string, env *harness.Env) *Daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := d.AddHandler("kata", "io.containerd.kata.v2"); err != nil {
+	if err := d.Install(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Start(context.WithoutCancel(t.Context())); err != nil {

@@ -1,0 +1,119 @@
+package install
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// backupSuffix is what the name of the file as it was before ends with.
+const backupSuffix = ".before-kata"
+
+// Change is a file as it is and as it is to be.
+type Change struct {
+	Path string
+	// Before and After are its content; nil when it does not exist.
+	Before, After []byte
+
+	mode        fs.FileMode
+	criDisabled bool
+}
+
+// Empty tells whether there is nothing to do.
+func (c Change) Empty() bool {
+	return bytes.Equal(c.Before, c.After) && (c.Before == nil) == (c.After == nil)
+}
+
+// Backup is the path of the file as it was before the first change.
+func (c Change) Backup() string { return c.Path + backupSuffix }
+
+// CRIDisabled tells whether the configuration turns the CRI plugin off, so that
+// there can be no pods.
+func (c Change) CRIDisabled() bool { return c.criDisabled }
+
+// Describe writes which lines come and go.
+func (c Change) Describe(w io.Writer) error {
+	lines := func(text []byte) [][]byte { return bytes.SplitAfter(text, []byte("\n")) }
+	before, after := lines(c.Before), lines(c.After)
+	// The change is one block: what is common stands before and after it.
+	head := 0
+	for head < min(len(before), len(after)) && bytes.Equal(before[head], after[head]) {
+		head++
+	}
+	tail := 0
+	for tail < min(len(before), len(after))-head && bytes.Equal(before[len(before)-1-tail], after[len(after)-1-tail]) {
+		tail++
+	}
+	var errs []error
+	show := func(sign string, lines [][]byte) {
+		for _, l := range lines {
+			if len(l) > 0 {
+				_, err := fmt.Fprintf(w, "%s %s\n", sign, bytes.TrimSuffix(l, []byte("\n")))
+				errs = append(errs, err)
+			}
+		}
+	}
+	show("-", before[head:len(before)-tail])
+	show("+", after[head:len(after)-tail])
+	return errors.Join(errs...)
+}
+
+// Apply makes the change. The file is whole at each moment, and a copy of what
+// it was before the first change is kept until it is that again.
+func (c Change) Apply() error {
+	if c.Empty() {
+		return nil
+	}
+	saved, err := os.ReadFile(c.Backup())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if c.Before != nil {
+			if err := write(c.Backup(), c.Before, c.mode); err != nil {
+				return fmt.Errorf("back up %s: %w", c.Path, err)
+			}
+		}
+	case err != nil:
+		return fmt.Errorf("back up %s: %w", c.Path, err)
+	}
+	if c.After == nil {
+		return os.Remove(c.Path)
+	}
+	after := c.After
+	// A file that did not end with a line's end does so again.
+	restored := saved != nil && bytes.Equal(bytes.TrimSuffix(saved, []byte("\n")), bytes.TrimSuffix(after, []byte("\n")))
+	if restored {
+		after = saved
+	}
+	if err := os.MkdirAll(filepath.Dir(c.Path), 0o755); err != nil {
+		return err
+	}
+	if err := write(c.Path, after, c.mode); err != nil {
+		return err
+	}
+	if restored {
+		return os.Remove(c.Backup())
+	}
+	return nil
+}
+
+// write replaces a file in one step.
+func write(path string, text []byte, mode fs.FileMode) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
