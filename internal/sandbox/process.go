@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
@@ -39,6 +40,7 @@ type Process struct {
 
 	done chan struct{} // closed when exit is set
 	exit Exit          // valid after done is closed
+	wait sync.Once     // starts the wait for its end
 }
 
 func (p *Process) name() string {
@@ -95,7 +97,7 @@ func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 		p.finish(exitOfStartError(err))
 		return 0, fmt.Errorf("start %s: %w", p.name(), err)
 	}
-	s.background.Go(func() { p.wait() })
+	p.await()
 	if p.id == "" {
 		s.saveState()
 		// The process runs already: as runc does, what such a hook says is
@@ -107,9 +109,14 @@ func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 	return int(resp.GetPid()), nil
 }
 
-// wait asks the agent for the process's end. It ends with the process or with
-// the sandbox, whichever is first: the sandbox's own context ends the call.
-func (p *Process) wait() {
+// await asks the agent for the process's end, once, within an operation that
+// has begun. It ends with the process or with the sandbox, whichever is first:
+// the sandbox's own context ends the call.
+func (p *Process) await() {
+	p.wait.Do(func() { p.c.s.background.Go(p.follow) })
+}
+
+func (p *Process) follow() {
 	s := p.c.s
 	resp, err := s.agent.WaitProcess(s.life, &agentv1.WaitProcessRequest{Container: p.c.id, Exec: p.id})
 	if err != nil {
@@ -157,28 +164,28 @@ func (p *Process) finish(e Exit) {
 // does not depend on the guest: a machine that does not obey ends.
 func (p *Process) Signal(ctx context.Context, sig uint32, all bool) error {
 	s := p.c.s
-	if p.id == "" && unix.Signal(sig) == unix.SIGKILL {
-		return p.kill(ctx, all)
+	kill := p.id == "" && unix.Signal(sig) == unix.SIGKILL
+	timeout := callTimeout
+	if kill {
+		// A caller that gives up early does not make the guest disobedient.
+		ctx, timeout = context.WithoutCancel(ctx), killTimeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	_, err := s.agent.SignalProcess(ctx, &agentv1.SignalProcessRequest{Container: p.c.id, Exec: p.id, Signal: sig, All: all})
-	if err != nil {
-		return fmt.Errorf("signal %s: %w", p.name(), s.orDead(fromGuest(err, false)))
-	}
-	return nil
-}
-
-func (p *Process) kill(ctx context.Context, all bool) error {
-	s := p.c.s
-	// A caller that gives up early does not make the guest disobedient.
-	ctx, done, err := s.Begin(context.WithoutCancel(ctx), killTimeout)
-	if err != nil {
+	ctx, done, err := s.Begin(ctx, timeout)
+	if err != nil && kill {
 		return nil // it has ended with the sandbox
 	}
-	defer done()
-	_, err = s.agent.SignalProcess(ctx, &agentv1.SignalProcessRequest{Container: p.c.id, Signal: uint32(unix.SIGKILL), All: all})
 	if err != nil {
+		return fmt.Errorf("signal %s: %w", p.name(), err)
+	}
+	defer done()
+	p.await() // it may end without having been started
+	_, err = s.agent.SignalProcess(ctx, &agentv1.SignalProcessRequest{Container: p.c.id, Exec: p.id, Signal: sig, All: all})
+	switch {
+	case !kill && err != nil:
+		return fmt.Errorf("signal %s: %w", p.name(), s.orDead(fromGuest(err, false)))
+	case !kill:
+		return nil
+	case err != nil:
 		s.die(fmt.Errorf("the guest does not obey SIGKILL for %s: %w", p.name(), fromGuest(err, false)))
 		return nil
 	}

@@ -5,6 +5,7 @@
 package thread
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 
@@ -19,6 +20,21 @@ func Run(f func() error) error {
 	done := make(chan error)
 	go run(f, done) // ends with f, for which we wait
 	return <-done
+}
+
+// InMounts runs f like Run, on a thread that is in the mount namespace ns: the
+// paths that f opens, and the programs that it starts, mean what they say there.
+func InMounts(ns *os.File, f func() error) error {
+	return Run(func() error {
+		// A thread must not share its root and working directory to go.
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("leave the process's file system state: %w", err)
+		}
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("enter mount namespace: %w", err)
+		}
+		return f()
+	})
 }
 
 func run(f func() error, done chan<- error) {

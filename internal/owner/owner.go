@@ -1,0 +1,111 @@
+// Package owner makes a sandbox out of its real parts: QEMU, the guest image of
+// the configuration, a log in the sandbox's directory. It is what the two
+// programs that own sandboxes, kata-proxy and containerd-shim-kata-v2, have in
+// common; what they serve is theirs.
+package owner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	ttrpclog "github.com/containerd/log"
+	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/guestimage"
+	"github.com/seed-efd44b36/kata/internal/kvm"
+	"github.com/seed-efd44b36/kata/internal/program"
+	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/vmm"
+	"github.com/seed-efd44b36/kata/internal/vmm/qemu"
+)
+
+// Options say which sandbox to make.
+type Options struct {
+	ID     string
+	Config config.Config
+	// HostMounts is the mount namespace that paths of specs belong to. The
+	// sandbox owns it, also when there is an error.
+	HostMounts *os.File
+	// LogFile is the name of the log in the sandbox's directory.
+	LogFile string
+	// LogAlso gets a copy of the log; nil for none. It must not block.
+	LogAlso io.Writer
+}
+
+// SilenceRPC stops the log of the ttrpc package, which tells every message that
+// it did not expect: a guest can send any number of them, and must not fill the
+// log and with it the host's memory.
+func SilenceRPC() error { return ttrpclog.SetLevel("panic") }
+
+// Open makes the sandbox and its log, which becomes the standard error of the
+// process as well, so that a crash of it can be found there.
+func Open(o Options) (*sandbox.Sandbox, *slog.Logger, error) {
+	var out lateWriter
+	level := slog.LevelInfo
+	if o.Config.Runtime.Debug {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewJSONHandler(&out, &slog.HandlerOptions{Level: level}))
+	agent, err := program.Find("kata-agent")
+	if err != nil {
+		return nil, nil, errors.Join(err, o.HostMounts.Close())
+	}
+	conf := o.Config
+	images := &guestimage.Builder{
+		CacheDir: conf.Runtime.CacheDir, Agent: agent, Log: log,
+		Kernel: conf.Hypervisor.Kernel, Modules: conf.Hypervisor.KernelModules,
+	}
+	sb, err := sandbox.New(sandbox.Options{
+		ID: o.ID, Config: conf, Log: log, HostMounts: o.HostMounts,
+		Image: images.Ensure,
+		Accel: func(ctx context.Context) vmm.Accel { return detectAccel(ctx, conf, log) },
+		NewMachine: func(c vmm.Config, l *slog.Logger) (vmm.Machine, error) {
+			path, err := qemu.Path(c.Binary)
+			if err != nil {
+				return nil, err
+			}
+			c.Binary = path
+			return qemu.New(c, l)
+		},
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(sb.Dir(), o.LogFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("open log: %w", err), sb.Close(context.Background()))
+	}
+	out.w = f
+	if o.LogAlso != nil {
+		out.w = io.MultiWriter(f, o.LogAlso)
+	}
+	if err := syscall.Dup3(int(f.Fd()), 2, 0); err != nil {
+		log.Warn("standard error is lost", "error", err)
+	}
+	return sb, log, nil
+}
+
+// lateWriter drops what is logged before the log's directory exists.
+type lateWriter struct{ w io.Writer }
+
+// Write implements io.Writer.
+func (w *lateWriter) Write(b []byte) (int, error) {
+	if w.w == nil {
+		return len(b), nil
+	}
+	return w.w.Write(b)
+}
+
+func detectAccel(ctx context.Context, conf config.Config, log *slog.Logger) vmm.Accel {
+	v := kvm.Probe(ctx, filepath.Join(conf.Runtime.CacheDir, kvm.CacheFile))
+	if v.Usable {
+		return vmm.AccelKVM
+	}
+	log.Info("KVM is not used", "reason", v.Reason)
+	return vmm.AccelTCG
+}

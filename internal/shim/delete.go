@@ -1,0 +1,85 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/seed-efd44b36/kata/internal/cleanup"
+	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+const (
+	// deleteTimeout is shorter than what containerd waits for `delete`.
+	deleteTimeout = 4 * time.Second
+	killedCode    = 128 + uint32(unix.SIGKILL)
+)
+
+// delete removes what a dead shim has left, by the sandbox's ledger, and tells
+// containerd that the container was killed. Nothing else may be printed.
+func (c command) delete() error {
+	ctx, cancel := context.WithTimeout(context.Background(), deleteTimeout)
+	defer cancel()
+	bundle := c.bundle
+	if bundle == "" {
+		var err error
+		if bundle, err = os.Getwd(); err != nil {
+			return fmt.Errorf("directory of the container: %w", err)
+		}
+	}
+	resp := &task.DeleteResponse{ExitStatus: killedCode, ExitedAt: timestamppb.Now()}
+	if err := c.collect(ctx, bundle, resp); err != nil {
+		return err
+	}
+	b, err := proto.Marshal(resp)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	_, err = c.stdout.Write(b)
+	return err
+}
+
+func (c command) collect(ctx context.Context, bundle string, resp *task.DeleteResponse) error {
+	rec, err := readRecord(bundle)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // `start` had not come so far
+	}
+	if err != nil {
+		return err
+	}
+	loaded, err := config.Load(rec.Config)
+	if err != nil {
+		return err
+	}
+	state := loaded.Config.Runtime.StateDir
+	if st, err := sandbox.ReadState(state, rec.Sandbox); err == nil {
+		resp.Pid = uint32(st.VMMPID)
+		for _, cs := range st.Containers {
+			if cs.ID == c.id && cs.Exit != nil { // it had ended before the shim did
+				resp.ExitStatus, resp.ExitedAt = cs.Exit.Code, timestamppb.New(cs.Exit.At)
+			}
+		}
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	alive, err := cleanup.Collect(ctx, filepath.Join(state, rec.Sandbox), log, nil)
+	if err != nil {
+		return fmt.Errorf("remove what the shim of %s has left: %w", rec.Sandbox, err)
+	}
+	if alive {
+		return nil
+	}
+	if err := os.Remove(rec.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the shim's socket: %w", err)
+	}
+	return nil
+}

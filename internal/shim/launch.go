@@ -1,0 +1,129 @@
+package shim
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/seed-efd44b36/kata/internal/shim/pod"
+	"github.com/seed-efd44b36/kata/internal/spec"
+	"golang.org/x/sys/unix"
+)
+
+// File descriptors that a shim inherits.
+const (
+	listenerFD = 3 // its socket, listening
+	mountsFD   = 4 // containerd's mount namespace
+)
+
+const scheme = "unix://"
+
+// launch starts the shim for the container in dir, unless the pod that it
+// belongs to has one, and returns the address.
+func launch(ctx context.Context, c command, p parameters, dir string) (address string, err error) {
+	sp, err := spec.Load(dir)
+	if err != nil {
+		return "", err
+	}
+	rec := record{Sandbox: pod.Group(c.id, sp.Annotations)}
+	if rec.Config, err = p.configPath(dir); err != nil {
+		return "", err
+	}
+	// The same for all containers of the pod, and for no other containerd's.
+	name := sha256.Sum256([]byte(filepath.Join(c.address, c.namespace, rec.Sandbox)))
+	rec.Socket = filepath.Join(p.socketDir, fmt.Sprintf("kata-%x", name[:16]))
+	if err := rec.write(dir); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(p.socketDir, 0o711); err != nil {
+		return "", fmt.Errorf("directory of sockets: %w", err)
+	}
+	listener, err := listen(ctx, rec.Socket)
+	if err != nil {
+		return "", err
+	}
+	if listener == nil {
+		return scheme + rec.Socket, nil
+	}
+	defer listener.Close()
+	if rec.Sandbox != c.id {
+		return "", errors.Join(fmt.Errorf("the sandbox %s of container %s is not running", rec.Sandbox, c.id), os.Remove(rec.Socket))
+	}
+	if err := spawn(c, listener); err != nil {
+		return "", errors.Join(err, os.Remove(rec.Socket))
+	}
+	return scheme + rec.Socket, nil
+}
+
+// listen returns a socket that listens at path, or none when somebody does so
+// already. One that a dead shim has left is replaced.
+func listen(ctx context.Context, path string) (*os.File, error) {
+	var conf net.ListenConfig
+	for range 2 {
+		l, err := conf.Listen(ctx, "unix", path)
+		if err == nil {
+			ul := l.(*net.UnixListener)
+			ul.SetUnlinkOnClose(false)
+			f, ferr := ul.File()
+			return f, errors.Join(ferr, os.Chmod(path, 0o600), l.Close())
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return nil, fmt.Errorf("listen for containerd: %w", err)
+		}
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", path)
+		if err == nil {
+			return nil, conn.Close()
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("socket of a dead shim: %w", err)
+		}
+	}
+	return nil, fmt.Errorf("listen for containerd at %s: somebody else does so", path)
+}
+
+// spawn starts the shim, which outlives us.
+func spawn(c command, listener *os.File) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("start the shim: %w", err)
+	}
+	mounts, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		return fmt.Errorf("start the shim: %w", err)
+	}
+	defer mounts.Close()
+	if err := unix.CloseRange(listenerFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("start the shim: keep descriptors to ourselves: %w", err)
+	}
+	args := []string{"-namespace", c.namespace, "-id", c.id, "-address", c.address}
+	if c.debug {
+		args = append(args, "-debug")
+	}
+	cmd := exec.Command(self, args...)
+	cmd.ExtraFiles = []*os.File{listener, mounts}
+	// Nothing else of containerd's surroundings: what is started from there
+	// (hooks, programs that log) runs as root.
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", ttrpcAddressEnv + "=" + os.Getenv(ttrpcAddressEnv)}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid: true, // what ends containerd must not end us
+		// Whatever is mounted for the sandbox is seen by it alone and ends
+		// with it.
+		Unshareflags: syscall.CLONE_NEWNS,
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the shim: %w", err)
+	}
+	return cmd.Process.Release()
+}
+
+// socketPath is the path of an address.
+func socketPath(address string) string { return strings.TrimPrefix(address, scheme) }

@@ -1,0 +1,352 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	events "github.com/containerd/containerd/api/events"
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/shim/pod"
+	"github.com/seed-efd44b36/kata/internal/spec"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// service is the Task service of one sandbox. Versions 2 and 3 of it have the
+// same messages under other names.
+type service struct {
+	namespace string
+	// id of the container that the sandbox is made for.
+	id     string
+	mounts *os.File // containerd's mount namespace
+	events *publisher
+	// open makes the sandbox and its log.
+	open func(ctx context.Context) (*sandbox.Sandbox, *slog.Logger, error)
+	// stop ends the process, after Shutdown.
+	stop func()
+
+	watchers sync.WaitGroup // one for each process, until its exit is told
+
+	mu     sync.Mutex
+	log    *slog.Logger     // guarded by mu: the sandbox's, when there is one
+	sb     *sandbox.Sandbox // guarded by mu: nil before it has booted
+	vmm    uint32           // guarded by mu: pid of the virtual machine
+	tasks  map[string]*ctr  // guarded by mu: nil while being made
+	ending bool             // guarded by mu: nothing new may be made
+}
+
+// sandbox returns the sandbox that has booted.
+func (s *service) sandbox() (*sandbox.Sandbox, uint32, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sb == nil {
+		return nil, 0, fmt.Errorf("sandbox %s has not started: %w", s.id, sandbox.ErrState)
+	}
+	return s.sb, s.vmm, nil
+}
+
+func (s *service) logger() *slog.Logger {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log
+}
+
+// boot makes the sandbox as the spec in the bundle wants it.
+func (s *service) boot(ctx context.Context, bundle string) error {
+	sp, err := spec.Load(bundle)
+	if err != nil {
+		return err
+	}
+	o := sandbox.BootOptions{Hostname: sp.Hostname, CgroupParent: pod.CgroupParent(sp)}
+	if o.NetNS, err = pod.NetNS(sp); err != nil {
+		return fmt.Errorf("%w: %w", err, errors.ErrUnsupported)
+	}
+	if o.Resources, err = pod.Resources(sp); err != nil {
+		return fmt.Errorf("%w: %w", err, sandbox.ErrInvalid)
+	}
+	sb, log, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	if err := sb.Boot(ctx, o); err != nil {
+		return errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
+	}
+	s.mu.Lock()
+	s.sb, s.log, s.vmm = sb, log, uint32(sb.Info().VMMPID)
+	s.mu.Unlock()
+	return nil
+}
+
+// enter keeps the id for a container that is being made.
+func (s *service) enter(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending {
+		return fmt.Errorf("create container %s: %w", id, sandbox.ErrDead)
+	}
+	if _, ok := s.tasks[id]; ok {
+		return fmt.Errorf("container %s: %w", id, sandbox.ErrExists)
+	}
+	s.tasks[id] = nil
+	return nil
+}
+
+// set puts a container in the place that enter has kept, or frees that.
+func (s *service) set(id string, c *ctr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c == nil {
+		delete(s.tasks, id)
+		return
+	}
+	s.tasks[id] = c
+}
+
+func (s *service) find(id string) (*ctr, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.tasks[id]; c != nil {
+		return c, nil
+	}
+	return nil, fmt.Errorf("container %s: %w", id, sandbox.ErrNotFound)
+}
+
+func (s *service) process(id, exec string) (*process, error) {
+	c, err := s.find(id)
+	if err != nil {
+		return nil, err
+	}
+	return c.process(exec)
+}
+
+// Create makes a container, and for the first one of a sandbox that as well.
+func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.CreateTaskResponse, error) {
+	if r.GetCheckpoint() != "" {
+		return nil, status.Errorf(codes.Unimplemented, "create container %s from a checkpoint: containers in virtual machines have none", r.GetID())
+	}
+	if err := s.enter(r.GetID()); err != nil {
+		return nil, refuse(err)
+	}
+	c, err := s.create(ctx, r)
+	s.set(r.GetID(), c)
+	if err != nil {
+		return nil, refuse(err)
+	}
+	return &task.CreateTaskResponse{Pid: c.pid}, nil
+}
+
+func (s *service) create(ctx context.Context, r *task.CreateTaskRequest) (*ctr, error) {
+	if r.GetID() == s.id {
+		if err := s.boot(ctx, r.GetBundle()); err != nil {
+			return nil, err
+		}
+	}
+	sb, pid, err := s.sandbox()
+	if err != nil {
+		return nil, err
+	}
+	c, err := newContainer(ctx, s, sb, r)
+	if err != nil {
+		return nil, err
+	}
+	c.pid = pid
+	s.events.publish(&events.TaskCreate{
+		ContainerID: r.GetID(), Bundle: r.GetBundle(), Rootfs: r.GetRootfs(), Pid: pid,
+		IO: &events.TaskIO{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()},
+	})
+	s.watchers.Go(c.init.follow)
+	return c, nil
+}
+
+// Start runs what was created.
+func (s *service) Start(ctx context.Context, r *task.StartRequest) (*task.StartResponse, error) {
+	p, err := s.process(r.GetID(), r.GetExecID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	if err := p.start(ctx); err != nil {
+		return nil, refuse(err)
+	}
+	return &task.StartResponse{Pid: p.c.pid}, nil
+}
+
+// Exec prepares a further process.
+func (s *service) Exec(ctx context.Context, r *task.ExecProcessRequest) (*emptypb.Empty, error) {
+	c, err := s.find(r.GetID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	if err := c.exec(ctx, r); err != nil {
+		return nil, refuse(err)
+	}
+	s.events.publish(&events.TaskExecAdded{ContainerID: r.GetID(), ExecID: r.GetExecID()})
+	return &emptypb.Empty{}, nil
+}
+
+// Delete removes a container or an exec that has ended.
+func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.DeleteResponse, error) {
+	// A caller that gives up must not leave half a container.
+	ctx = context.WithoutCancel(ctx)
+	p, err := s.process(r.GetID(), r.GetExecID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	if err := p.delete(ctx); err != nil {
+		return nil, refuse(err)
+	}
+	e := p.p.Exit()
+	if p.id == "" {
+		s.set(r.GetID(), nil)
+		s.events.publish(&events.TaskDelete{
+			ContainerID: r.GetID(), ID: r.GetID(), Pid: p.c.pid, ExitStatus: e.Code, ExitedAt: exitedAt(e),
+		})
+	}
+	return &task.DeleteResponse{Pid: p.c.pid, ExitStatus: e.Code, ExitedAt: exitedAt(e)}, nil
+}
+
+// State tells how a process is.
+func (s *service) State(_ context.Context, r *task.StateRequest) (*task.StateResponse, error) {
+	p, err := s.process(r.GetID(), r.GetExecID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	return p.state(), nil
+}
+
+// Wait waits for the end of a process.
+func (s *service) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResponse, error) {
+	p, err := s.process(r.GetID(), r.GetExecID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	select {
+	case <-p.p.Done():
+	case <-ctx.Done():
+		return nil, refuse(ctx.Err())
+	}
+	e := p.p.Exit()
+	return &task.WaitResponse{ExitStatus: e.Code, ExitedAt: exitedAt(e)}, nil
+}
+
+// Kill sends a signal. To a process that has ended it is an error, as with runc.
+func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
+	p, err := s.process(r.GetID(), r.GetExecID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	if p.ended() && !r.GetAll() {
+		return nil, refuse(fmt.Errorf("%s: process already finished: %w", p.name(), sandbox.ErrNotFound))
+	}
+	if err := p.p.Signal(ctx, r.GetSignal(), r.GetAll()); err != nil {
+		return nil, refuse(err)
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// Pids lists the processes on the host that stand for the container: the
+// virtual machine. Those in the guest have numbers that mean nothing here.
+func (s *service) Pids(_ context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
+	c, err := s.find(r.GetID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	return &task.PidsResponse{Processes: c.pids()}, nil
+}
+
+// Pause stops the container's processes.
+func (s *service) Pause(ctx context.Context, r *task.PauseRequest) (*emptypb.Empty, error) {
+	c, err := s.find(r.GetID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	if err := c.c.Pause(ctx); err != nil {
+		return nil, refuse(err)
+	}
+	c.setPaused(true)
+	s.events.publish(&events.TaskPaused{ContainerID: r.GetID()})
+	return &emptypb.Empty{}, nil
+}
+
+// Resume lets them go on.
+func (s *service) Resume(ctx context.Context, r *task.ResumeRequest) (*emptypb.Empty, error) {
+	c, err := s.find(r.GetID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	if err := c.c.Resume(ctx); err != nil {
+		return nil, refuse(err)
+	}
+	c.setPaused(false)
+	s.events.publish(&events.TaskResumed{ContainerID: r.GetID()})
+	return &emptypb.Empty{}, nil
+}
+
+// ResizePty sets the size of a terminal.
+func (s *service) ResizePty(ctx context.Context, r *task.ResizePtyRequest) (*emptypb.Empty, error) {
+	p, err := s.process(r.GetID(), r.GetExecID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	if err := p.p.Resize(ctx, r.GetWidth(), r.GetHeight()); err != nil {
+		return nil, refuse(err)
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// CloseIO lets a process's input end.
+func (s *service) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.Empty, error) {
+	p, err := s.process(r.GetID(), r.GetExecID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	if r.GetStdin() {
+		p.closeInput()
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// Checkpoint is refused.
+func (s *service) Checkpoint(_ context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
+	return nil, status.Errorf(codes.Unimplemented, "checkpoint of container %s: containers in virtual machines cannot be checkpointed", r.GetID())
+}
+
+// Connect tells who we are.
+func (s *service) Connect(_ context.Context, r *task.ConnectRequest) (*task.ConnectResponse, error) {
+	resp := &task.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: "v2"}
+	if c, err := s.find(r.GetID()); err == nil {
+		resp.TaskPid = c.pid
+	}
+	return resp, nil
+}
+
+// Shutdown ends the sandbox and the process, once no container is left.
+func (s *service) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*emptypb.Empty, error) {
+	s.mu.Lock()
+	busy := len(s.tasks) > 0 && !r.GetNow()
+	s.ending = s.ending || !busy
+	s.mu.Unlock()
+	if busy {
+		return &emptypb.Empty{}, nil
+	}
+	err := s.close(context.WithoutCancel(ctx))
+	s.stop()
+	return &emptypb.Empty{}, refuse(err)
+}
+
+// close ends the sandbox.
+func (s *service) close(ctx context.Context) error {
+	s.mu.Lock()
+	s.ending = true
+	sb := s.sb
+	s.mu.Unlock()
+	if sb == nil {
+		return nil
+	}
+	return sb.Close(ctx)
+}

@@ -1,0 +1,319 @@
+// Package stdio joins the standard input and output of a process in a guest
+// with what containerd names for them: a named pipe (a path, or fifo://), a file
+// (file://), or a program that logs (binary://).
+//
+// A client of containerd may come and go while the process runs. So a pipe for
+// output is opened for reading as well, and one for input for writing: the
+// process notices neither the end of its reader, which it waits for instead,
+// nor that of its writer, until the client says that the input is over.
+//
+// Life cycle: Open -> Join -> Drain -> Close. The shim calls it. Names come from
+// containerd, which root controls; bytes are only carried.
+package stdio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/thread"
+	"golang.org/x/sys/unix"
+)
+
+// copyBuffer is the size of one read, in bytes.
+const copyBuffer = 64 << 10
+
+// Options name what a process is to be joined with. An empty name is none.
+type Options struct {
+	Stdin, Stdout, Stderr string
+	// Terminal: both outputs are Stdout.
+	Terminal bool
+	// Namespace and Container are told to a program that logs.
+	Namespace, Container string
+	// Mounts is the mount namespace in which the names mean what they say. It
+	// stays the caller's.
+	Mounts *os.File
+}
+
+// Set is the host's side of a process's input and outputs.
+type Set struct {
+	in   *os.File          // nil for none
+	out  [3]io.WriteCloser // 1 and 2; nil for none
+	done func() error      // ends what is behind the outputs; nil for nothing
+
+	outputs  sync.WaitGroup // the pumps of the outputs
+	drained  chan struct{}  // closed when they have ended
+	input    sync.WaitGroup
+	progress atomic.Uint64 // bytes of output that were carried
+
+	mu      sync.Mutex
+	keeper  *os.File      // guarded by mu: holds the input open; nil when it is over
+	streams []link.Stream // guarded by mu: the guest's side
+	closed  bool          // guarded by mu
+}
+
+// Open opens what is named. For a program that logs it waits until that is
+// ready.
+func Open(ctx context.Context, o Options) (_ *Set, err error) {
+	s := &Set{drained: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			close(s.drained)
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if o.Terminal {
+		o.Stderr = ""
+	}
+	if o.Stdin != "" {
+		path, err := plainPath(o.Stdin)
+		if err != nil {
+			return nil, fmt.Errorf("standard input: %w", err)
+		}
+		if err := s.openInput(o.Mounts, path); err != nil {
+			return nil, fmt.Errorf("standard input %s: %w", path, err)
+		}
+	}
+	for fd, name := range map[int]string{1: o.Stdout, 2: o.Stderr} {
+		if name == "" {
+			continue
+		}
+		if s.out[fd] != nil {
+			continue // of a program that logs both
+		}
+		if err := s.openOutput(ctx, o, fd, name); err != nil {
+			return nil, fmt.Errorf("standard output %s: %w", name, err)
+		}
+	}
+	return s, nil
+}
+
+// plainPath is the path of a name without scheme, or with fifo://.
+func plainPath(name string) (string, error) {
+	u, err := url.Parse(name)
+	if err != nil {
+		return "", fmt.Errorf("%q: %w", name, err)
+	}
+	if u.Scheme != "" && u.Scheme != "fifo" {
+		return "", fmt.Errorf("%q: the scheme %q is not one for an input; use a named pipe", name, u.Scheme)
+	}
+	if !filepath.IsAbs(u.Path) {
+		return "", fmt.Errorf("%q is not an absolute path", name)
+	}
+	return u.Path, nil
+}
+
+func (s *Set) openInput(ns *os.File, path string) error {
+	return thread.InMounts(ns, func() (err error) {
+		if s.in, err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
+			return err
+		}
+		st, err := s.in.Stat()
+		if err != nil {
+			return err
+		}
+		if st.Mode()&os.ModeNamedPipe == 0 {
+			return nil // a file is over at its end
+		}
+		// There is a reader now, so this does not fail for want of one.
+		s.keeper, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		return err
+	})
+}
+
+func (s *Set) openOutput(ctx context.Context, o Options, fd int, name string) error {
+	u, err := url.Parse(name)
+	if err != nil {
+		return err
+	}
+	switch u.Scheme {
+	case "", "fifo":
+		if !filepath.IsAbs(u.Path) {
+			return errors.New("it is not an absolute path")
+		}
+		s.out[fd], err = openPipe(o.Mounts, u.Path)
+	case "file":
+		s.out[fd], err = openFile(o.Mounts, u.Path)
+	case "binary":
+		return s.openLogger(ctx, o, u)
+	default:
+		err = fmt.Errorf("there is no way to write to %q; use a path, fifo://, file:// or binary://", u.Scheme)
+	}
+	return err
+}
+
+// openPipe opens a named pipe so that it does not need a reader; what is no
+// pipe is written to at its end.
+func openPipe(ns *os.File, path string) (f *os.File, err error) {
+	err = thread.InMounts(ns, func() error {
+		st, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		flags := os.O_RDWR
+		if st.Mode()&os.ModeNamedPipe == 0 {
+			flags = os.O_WRONLY | os.O_APPEND
+		}
+		f, err = os.OpenFile(path, flags|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		return err
+	})
+	return f, err
+}
+
+func openFile(ns *os.File, path string) (f *os.File, err error) {
+	if !filepath.IsAbs(path) {
+		return nil, errors.New("it is not an absolute path")
+	}
+	err = thread.InMounts(ns, func() error {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		f, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_CLOEXEC, 0o644)
+		return err
+	})
+	return f, err
+}
+
+// Wanted tells which of the descriptors 0, 1 and 2 there are.
+func (s *Set) Wanted() (stdin, stdout, stderr bool) {
+	return s.in != nil, s.out[1] != nil, s.out[2] != nil
+}
+
+// Join opens the guest's streams and carries bytes from then on.
+func (s *Set) Join(ctx context.Context, open func(ctx context.Context, fd int) (link.Stream, error)) error {
+	var streams [3]link.Stream
+	for fd, wanted := range []bool{s.in != nil, s.out[1] != nil, s.out[2] != nil} {
+		if !wanted {
+			continue
+		}
+		st, err := open(ctx, fd)
+		if err != nil {
+			for _, other := range streams[:fd] {
+				if other != nil {
+					_ = other.Close()
+				}
+			}
+			return err
+		}
+		streams[fd] = st
+	}
+	for fd, st := range streams {
+		if st == nil {
+			continue
+		}
+		s.mu.Lock()
+		s.streams = append(s.streams, st)
+		s.mu.Unlock()
+		if fd == 0 {
+			s.input.Go(func() { s.pumpInput(st) })
+		} else {
+			s.outputs.Go(func() { s.pumpOutput(s.out[fd], st) })
+		}
+	}
+	// Ends with the outputs, which Close ends.
+	go func() {
+		s.outputs.Wait()
+		close(s.drained)
+	}()
+	return nil
+}
+
+func (s *Set) pumpInput(guest link.Stream) {
+	// The structs hide methods by which io would take another way.
+	_, _ = io.CopyBuffer(struct{ io.Writer }{guest}, struct{ io.Reader }{s.in}, make([]byte, copyBuffer))
+	_ = guest.CloseWrite() // an error says that the process has gone
+}
+
+func (s *Set) pumpOutput(host io.WriteCloser, guest link.Stream) {
+	defer guest.Close()
+	w := &counter{w: host, n: &s.progress}
+	if _, err := io.CopyBuffer(w, struct{ io.Reader }{guest}, make([]byte, copyBuffer)); err != nil && !link.IsClosed(err) {
+		// A full disk must not stop the process.
+		_, _ = io.Copy(io.Discard, guest)
+	}
+	_ = host.Close()
+}
+
+type counter struct {
+	w io.Writer
+	n *atomic.Uint64
+}
+
+// Write implements io.Writer.
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n.Add(uint64(n))
+	return n, err
+}
+
+// CloseInput lets the input end when all its other writers have closed it.
+func (s *Set) CloseInput() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.keeper != nil {
+		_ = s.keeper.Close()
+		s.keeper = nil
+	}
+}
+
+// Drain waits until all output of the process has been carried, which has
+// ended, and gives up when nothing moves for the time of patience. Call it
+// after Join.
+func (s *Set) Drain(ctx context.Context, patience time.Duration) {
+	tick := time.NewTicker(patience)
+	defer tick.Stop()
+	for before := s.progress.Load(); ; {
+		select {
+		case <-s.drained:
+			return
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			now := s.progress.Load()
+			if now == before {
+				return
+			}
+			before = now
+		}
+	}
+}
+
+// Close ends all of it. What was not carried is lost.
+func (s *Set) Close() error {
+	s.CloseInput()
+	s.mu.Lock()
+	again := s.closed
+	s.closed = true
+	streams := s.streams
+	s.mu.Unlock()
+	if again {
+		return nil
+	}
+	if s.in != nil {
+		_ = s.in.Close()
+	}
+	for _, w := range s.out {
+		if w != nil {
+			_ = w.Close()
+		}
+	}
+	for _, st := range streams {
+		_ = st.Close()
+	}
+	if len(streams) > 0 {
+		s.input.Wait()
+		<-s.drained
+	}
+	if s.done != nil {
+		return s.done()
+	}
+	return nil
+}
