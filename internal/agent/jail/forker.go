@@ -47,57 +47,65 @@ func (j *Jailer) forkerConn() (*net.UnixConn, error) {
 	return w.conn, nil
 }
 
-// converse begins a conversation with the forker and returns our end.
-func (j *Jailer) converse() (*net.UnixConn, error) {
+// deliver makes a process in namespaces that exist, in those of the plan, by the
+// pidfds in join. It stands at the gate.
+func (j *Jailer) deliver(ctx context.Context, p *inside.Plan, s Stdio, join []*os.File) (_ *worker, terminal *os.File, err error) {
+	adopt, forget := j.options.Reaper.Expect()
+	defer forget()
+	w := new(worker)
+	if w.conn, err = j.order(p, s, join); err != nil {
+		return nil, nil, fmt.Errorf("start a container's process: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			w.discard()
+			terminal = nil
+		}
+	}()
+	defer w.deadline(ctx)()
+	terminal, pid, err := inside.ReceiveAnswer(w.conn)
+	if err != nil {
+		return nil, nil, w.gone(ctx, err)
+	}
+	if w.child, err = adopt(pid); err == nil {
+		err = adjust(w, &p.Process)
+	}
+	if err == nil && (terminal != nil) != p.Process.Terminal {
+		err = errNoTerminal
+	}
+	if err != nil && terminal != nil {
+		_ = terminal.Close()
+	}
+	return w, terminal, err
+}
+
+// order sends the forker a plan, and returns the socket for what follows.
+func (j *Jailer) order(p *inside.Plan, s Stdio, join []*os.File) (*net.UnixConn, error) {
+	files, null, err := s.files()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = null.Close() }()
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = theirs.Close() }()
+	files = append(append([]*os.File{theirs}, files...), join...)
 	j.forker.mu.Lock()
 	defer j.forker.mu.Unlock()
 	conn, err := j.forkerConn()
 	if err == nil {
-		err = inside.Converse(conn, theirs)
+		err = inside.SendPlan(conn, p, files)
 	}
 	if err != nil {
+		if w := j.forker.w; w != nil {
+			w.discard() // half a plan may have been sent
+		}
 		_ = ours.Close()
 		return nil, err
 	}
 	return ours, nil
-}
-
-// deliver makes a process in namespaces that exist, in those of the plan, by the
-// pidfds in join. It stands at the gate.
-func (j *Jailer) deliver(ctx context.Context, p *inside.Plan, s Stdio, join []*os.File) (_ *worker, terminal *os.File, err error) {
-	conn, err := j.converse()
-	if err != nil {
-		return nil, nil, fmt.Errorf("start a container's process: %w", err)
-	}
-	w := &worker{conn: conn}
-	if terminal, err = w.tryPrepare(ctx, p, s, join); err == nil {
-		err = w.born(ctx, j)
-	}
-	if err == nil {
-		err = adjust(w, &p.Process)
-	}
-	if err != nil {
-		if terminal != nil {
-			_ = terminal.Close()
-		}
-		w.discard()
-		return nil, nil, err
-	}
-	return w, terminal, nil
-}
-
-// born asks the forker for the process.
-func (w *worker) born(ctx context.Context, j *Jailer) (err error) {
-	defer w.deadline(ctx)()
-	if w.child, err = j.options.Reaper.Start(func() (int, error) { return inside.Deliver(w.conn) }); err != nil {
-		return w.gone(ctx, err)
-	}
-	return nil
 }
 
 // adjust sets what a process without a runtime cannot well set for itself.

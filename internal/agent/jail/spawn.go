@@ -118,6 +118,8 @@ func (w *worker) discard() {
 	_ = w.conn.Close()
 }
 
+var errNoTerminal = errors.New("the container's process sent no terminal")
+
 // prepare sends the plan and waits until the process stands at the gate. It returns
 // the terminal if there is one. On error the process is ended.
 func (w *worker) prepare(ctx context.Context, p *inside.Plan, s Stdio, join []*os.File) (*os.File, error) {
@@ -138,12 +140,12 @@ func (w *worker) tryPrepare(ctx context.Context, p *inside.Plan, s Stdio, join [
 	if err := inside.SendPlan(w.conn, p, append(files, join...)); err != nil {
 		return nil, w.gone(ctx, err)
 	}
-	terminal, err := inside.ReceiveAnswer(w.conn)
+	terminal, _, err := inside.ReceiveAnswer(w.conn)
 	if err != nil {
 		return nil, w.gone(ctx, err)
 	}
 	if (terminal != nil) != p.Process.Terminal {
-		return nil, errors.New("the container's process sent no terminal")
+		return nil, errNoTerminal
 	}
 	return terminal, nil
 }

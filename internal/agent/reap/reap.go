@@ -2,8 +2,9 @@
 // and so inherits every orphan of every container.
 //
 // There is one Reaper in the process and nothing else may wait for children: no
-// os/exec, no os.Process.Wait. A process is started through Reaper.Start, which
-// makes sure that its end cannot be missed, however soon it comes.
+// os/exec, no os.Process.Wait. A process is started through Reaper.Start, or made by
+// another within Reaper.Expect, which make sure that its end cannot be missed,
+// however soon it comes.
 package reap
 
 import (
@@ -23,11 +24,13 @@ import (
 type Reaper struct {
 	mu       sync.Mutex
 	children map[int]*Child // guarded by mu; those that have not ended
+	expected int            // guarded by mu; calls of Expect that have not been forgotten
+	strays   map[int]*Child // guarded by mu; unknown children that ended while some are expected
 }
 
 // New returns a Reaper that collects nothing until Run is called.
 func New() *Reaper {
-	return &Reaper{children: make(map[int]*Child)}
+	return &Reaper{children: make(map[int]*Child), strays: make(map[int]*Child)}
 }
 
 // Child is a process that was started by Reaper.Start.
@@ -75,11 +78,18 @@ func (r *Reaper) reapOne() bool {
 	if err != nil || pid == 0 { // ECHILD is the only error: none is left
 		return false
 	}
-	if c, ok := r.children[pid]; ok { // else it is an orphan
+	c, ok := r.children[pid]
+	switch {
+	case ok:
 		delete(r.children, pid)
-		c.status, c.ended = status, time.Now()
-		close(c.done)
+	case r.expected > 0:
+		c = &Child{PID: pid, reaper: r, done: make(chan struct{})}
+		r.strays[pid] = c
+	default: // an orphan
+		return true
 	}
+	c.status, c.ended = status, time.Now()
+	close(c.done)
 	return true
 }
 
@@ -92,6 +102,38 @@ func (r *Reaper) Start(start func() (pid int, err error)) (*Child, error) {
 	pid, err := start()
 	if err != nil {
 		return nil, err
+	}
+	c := &Child{PID: pid, reaper: r, done: make(chan struct{})}
+	r.children[pid] = c
+	return c, nil
+}
+
+// Expect prepares for a child that another process makes for us (CLONE_PARENT). When
+// its pid is known, adopt returns it, also if it has ended by then. forget must be
+// called in the end; until then the ends of unknown children are kept.
+func (r *Reaper) Expect() (adopt func(pid int) (*Child, error), forget func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.expected++
+	return r.adopt, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.expected--; r.expected == 0 {
+			clear(r.strays)
+		}
+	}
+}
+
+func (r *Reaper) adopt(pid int) (*Child, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c, ok := r.strays[pid]; ok {
+		delete(r.strays, pid)
+		return c, nil
+	}
+	// A signal to what is no pid goes to many.
+	if pid <= 1 || r.children[pid] != nil {
+		return nil, fmt.Errorf("adopt process %d: %w", pid, os.ErrInvalid)
 	}
 	c := &Child{PID: pid, reaper: r, done: make(chan struct{})}
 	r.children[pid] = c

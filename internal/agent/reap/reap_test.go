@@ -110,3 +110,51 @@ func TestStartError(t *testing.T) {
 		t.Errorf("got %v, want %v", err, want)
 	}
 }
+
+// TestExpect adopts children that ended before and after their pid was known.
+func TestExpect(t *testing.T) {
+	r := running(t)
+	for _, early := range []bool{false, true} {
+		adopt, forget := r.Expect()
+		script := "read x; exit 7"
+		if early {
+			script = "exit 7"
+		}
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		// Not through Start: another process's doing, as far as the Reaper knows.
+		pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", script}, &syscall.ProcAttr{Files: []uintptr{uintptr(p[0])}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = unix.Close(p[0])
+		if early {
+			for reaped := false; !reaped; {
+				r.mu.Lock()
+				_, reaped = r.strays[pid]
+				r.mu.Unlock()
+			}
+		}
+		c, err := adopt(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = unix.Close(p[1])
+		if got := c.ExitCode(); got != 7 {
+			t.Errorf("early %v: got exit code %d, want 7", early, got)
+		}
+		for _, bad := range []int{-1, 0, 1} {
+			if _, err := adopt(bad); !errors.Is(err, os.ErrInvalid) {
+				t.Errorf("pid %d was adopted: %v", bad, err)
+			}
+		}
+		forget()
+		r.mu.Lock()
+		if len(r.strays) > 0 || r.expected != 0 {
+			t.Errorf("left: %v, %d", r.strays, r.expected)
+		}
+		r.mu.Unlock()
+	}
+}

@@ -44,8 +44,9 @@ func newImage(program string, args, env []string, filter []unix.SockFilter, flag
 	return i, nil
 }
 
-// become waits at the gate, loads the filter and executes the program. It returns
-// how far it came and why not further, and never if all went well.
+// become waits at the gate and then, unless an earlier step has failed, loads the
+// filter and executes the program. If it cannot, it tells the agent why and ends
+// the process.
 //
 // The Go runtime learns of none of these calls. It could otherwise start a thread
 // to do without this one: by the time when the gate opens, the process may be in a
@@ -53,18 +54,29 @@ func newImage(program string, args, env []string, filter []unix.SockFilter, flag
 //
 //go:norace
 //go:nosplit
-func (i *image) become() (step, syscall.Errno) {
+func (i *image) become(failed step, why syscall.Errno) {
 	var b [1]byte
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_READ, i.control, uintptr(unsafe.Pointer(&b[0])), 1)
 		if errno == unix.EINTR {
 			continue
 		}
-		if errno != 0 || n == 0 || b[0] != gate {
-			return stepGate, errno // nobody is there to be told
+		if failed == 0 && (errno != 0 || n == 0 || b[0] != gate) {
+			failed, why = stepGate, errno // nobody is there to be told
 		}
 		break
 	}
+	if failed == 0 {
+		failed, why = i.exec()
+	}
+	i.report(failed, why)
+}
+
+// exec loads the filter and executes the program. It returns what failed.
+//
+//go:norace
+//go:nosplit
+func (i *image) exec() (step, syscall.Errno) {
 	if i.filter != nil {
 		if _, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, i.flags, uintptr(unsafe.Pointer(i.filter))); errno != 0 {
 			return stepFilter, errno

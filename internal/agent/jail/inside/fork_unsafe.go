@@ -31,7 +31,7 @@ func (i *image) fork(s *stdio, tty bool, calls []call) (pid int, errno syscall.E
 	}
 	n, _, errno := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args), 0)
 	if n == 0 && errno == 0 {
-		i.report(i.enter(s, tty, &none, calls))
+		i.become(i.enter(s, tty, &none, calls))
 	}
 	_ = setSignalMask(&before, nil)
 	runtime.KeepAlive(i)
@@ -51,7 +51,7 @@ func setSignalMask(set, old *signalSet) syscall.Errno {
 	return errno
 }
 
-// enter is what the copy does before it stands at the gate.
+// enter is what the copy does before it stands at the gate. It returns what failed.
 //
 //go:norace
 //go:nosplit
@@ -88,5 +88,5 @@ func (i *image) enter(s *stdio, tty bool, none *signalSet, calls []call) (step, 
 	if errno := setSignalMask(none, nil); errno != 0 {
 		return stepSignals, errno
 	}
-	return i.become()
+	return 0, 0
 }

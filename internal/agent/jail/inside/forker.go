@@ -1,7 +1,6 @@
 package inside
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -23,8 +22,8 @@ import (
 // executes the program. The thread ends.
 const Forker = "forker"
 
-// fork serves conversations, one for each process and each on a socket of its own
-// that comes over ControlFD, until the agent closes that. It returns the exit status.
+// fork carries out the plans that come over ControlFD until the agent closes that. It
+// returns the exit status.
 //
 // The caller's goroutine must be locked to the main thread, which could not end.
 func fork() int {
@@ -40,65 +39,29 @@ func fork() int {
 	if !ok {
 		return 1
 	}
-	var conversations sync.WaitGroup
-	defer conversations.Wait()
+	var deliveries sync.WaitGroup
+	defer deliveries.Wait()
 	for {
-		c, err := receiveConversation(conn)
+		p, files, err := decodeMessage(receive(conn))
 		if errors.Is(err, io.EOF) {
 			return 0
 		}
-		if err != nil {
+		if err != nil || len(files) == 0 {
 			return 1
 		}
-		conversations.Go(func() {
-			defer func() { _ = c.Close() }()
-			converse(c)
+		deliveries.Go(func() {
+			defer closeAll(files)
+			// Not unlocked: the thread ends with the goroutine.
+			runtime.LockOSThread()
+			c := control{files[0]}
+			if err := deliver(c, p, files[1:]); err != nil {
+				_ = c.answer(nil, 0, err)
+			}
 		})
 	}
 }
 
-// Converse sends the forker one end of a new conversation.
-func Converse(forker *net.UnixConn, end *os.File) error {
-	_, _, err := forker.WriteMsgUnix([]byte{0}, unix.UnixRights(int(end.Fd())), nil)
-	return err
-}
-
-func receiveConversation(conn *net.UnixConn) (control, error) {
-	b, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := conn.ReadMsgUnix(b, oob)
-	if err != nil {
-		return control{}, err
-	}
-	if n == 0 {
-		return control{}, io.EOF
-	}
-	files, err := attached(oob[:oobn])
-	if err != nil {
-		return control{}, err
-	}
-	if len(files) != 1 {
-		closeAll(files)
-		return control{}, fmt.Errorf("a conversation came with %d descriptors", len(files))
-	}
-	return control{files[0]}, nil
-}
-
-// converse carries one plan out.
-func converse(c control) {
-	// Not unlocked: the thread ends with the goroutine.
-	runtime.LockOSThread()
-	plan, files, err := c.receivePlan()
-	if err != nil {
-		_ = c.answer(nil, fmt.Errorf("receive the plan: %w", err))
-		return
-	}
-	defer closeAll(files)
-	if err := deliver(c, plan, files); err != nil {
-		_ = c.answer(nil, err)
-	}
-}
-
-// deliver returns nil when the process is there, or the agent was told why not.
+// deliver makes the process and tells the agent, unless it returns an error.
 func deliver(c control, p *Plan, files []*os.File) error {
 	if len(files) != 3+len(p.Join) || p.Root != nil || p.Unshare != 0 {
 		return errors.New("the plan is not one of a further process")
@@ -141,15 +104,11 @@ func deliver(c control, p *Plan, files []*os.File) error {
 	if err != nil {
 		return err
 	}
-	if err := c.answer(master, nil); err != nil {
-		return err
-	}
-	var b [1]byte
-	if _, err := io.ReadFull(c, b[:]); err != nil || b[0] != birth {
-		return nil // it is not wanted any more
-	}
 	pid, errno := image.fork(own, terminal != nil, calls)
-	head := binary.NativeEndian.AppendUint32(nil, uint32(pid))
-	_, _ = c.Write(binary.NativeEndian.AppendUint32(head, uint32(errno)))
+	if errno != 0 {
+		return fmt.Errorf("fork: %w", errno)
+	}
+	// If this fails, the process ends at its gate.
+	_ = c.answer(master, pid, nil)
 	return nil
 }

@@ -47,10 +47,10 @@ func Main() int {
 		if errors.Is(err, io.EOF) {
 			return 0 // a spare process that is not needed any more
 		}
-		_ = c.answer(nil, fmt.Errorf("receive the plan: %w", err))
+		_ = c.answer(nil, 0, fmt.Errorf("receive the plan: %w", err))
 		return 1
 	}
-	_ = c.answer(nil, run(c, plan, files))
+	_ = c.answer(nil, 0, run(c, plan, files))
 	return 1
 }
 

@@ -37,10 +37,10 @@ func (p *Process) run(c control, stdio []*os.File, terminal *os.File) error {
 	if err := unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("close descriptors at execve: %w", err)
 	}
-	if err := c.answer(terminal, nil); err != nil {
+	if err := c.answer(terminal, 0, nil); err != nil {
 		return err
 	}
-	image.report(image.become())
+	image.become(0, 0)
 	return nil
 }
 

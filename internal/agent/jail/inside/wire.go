@@ -1,6 +1,7 @@
 package inside
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -18,8 +19,11 @@ import (
 // byte that opens the gate; and then either the end of the stream, which the
 // execve brings about, or two bytes: how far the process came, and the error number.
 //
-// Before the gate, a process that the forker makes is asked for by one byte, and
-// answered by its pid or, if there is none, an error number, four bytes each.
+// The forker has one socket for all plans. The first descriptor that comes with one
+// is a socket for what follows.
+//
+// Whatever can is sent at once, and read at once: to change between processes
+// takes an emulated guest more time than what they do in between.
 
 // maxMessage is far more than the kernel takes as arguments and environment.
 const maxMessage = 32 << 20
@@ -27,12 +31,11 @@ const maxMessage = 32 << 20
 // maxFiles is how many descriptors one message can have.
 const maxFiles = 16
 
-const (
-	// gate is the byte that lets the process run its program.
-	gate = 'g'
-	// birth is the byte that lets the forker make the process.
-	birth = 'b'
-)
+// gate is the byte that lets the process run its program.
+const gate = 'g'
+
+// readAhead is how much is read at once: almost every message.
+const readAhead = 16 << 10
 
 // step is one of the last steps of a process, of which it can say no more than the
 // number.
@@ -132,6 +135,7 @@ const (
 type answer struct {
 	Error string `json:",omitempty"`
 	Kind  Kind   `json:",omitempty"`
+	PID   int32  `json:",omitempty"` // of a process that the forker made
 }
 
 // Error is a failure of the process.
@@ -152,16 +156,17 @@ func SendPlan(c *net.UnixConn, p *Plan, files []*os.File) error {
 	if len(body) > maxMessage || len(files) > maxFiles {
 		return errors.New("message is too large")
 	}
-	head, oob := frame(body, files)
-	if _, _, err := c.WriteMsgUnix(head, oob, nil); err != nil {
+	message, oob := frame(body, files)
+	n, _, err := c.WriteMsgUnix(message, oob, nil)
+	if err != nil {
 		return err
 	}
-	_, err = c.Write(body)
+	_, err = c.Write(message[n:])
 	return err
 }
 
-// frame returns what comes before a body: its length and the descriptors.
-func frame(body []byte, files []*os.File) (head, oob []byte) {
+// frame returns a message: the length of the body, the body and the descriptors.
+func frame(body []byte, files []*os.File) (message, oob []byte) {
 	if len(files) > 0 {
 		fds := make([]int, len(files))
 		for i, f := range files {
@@ -169,38 +174,39 @@ func frame(body []byte, files []*os.File) (head, oob []byte) {
 		}
 		oob = unix.UnixRights(fds...)
 	}
-	return binary.BigEndian.AppendUint32(nil, uint32(len(body))), oob
+	message = make([]byte, 0, 4+len(body))
+	return append(binary.BigEndian.AppendUint32(message, uint32(len(body))), body...), oob
 }
 
 // ReceiveAnswer reads what the process says: nil when it stands at the gate, with
-// its terminal if it has one; an *Error when it could not get there; io.EOF when
-// it has executed its program or ended.
-func ReceiveAnswer(c *net.UnixConn) (*os.File, error) {
+// its terminal if it has one, and with its pid if the forker made it; an *Error when
+// it could not get there; io.EOF when it has ended.
+func ReceiveAnswer(c *net.UnixConn) (terminal *os.File, pid int, err error) {
 	body, files, err := receive(c)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	for i, f := range files {
 		// A terminal that is read from must not hold a thread.
 		if files[i], err = pollable(f); err != nil {
 			closeAll(files)
-			return nil, err
+			return nil, 0, err
 		}
 	}
 	var a answer
 	if err := json.Unmarshal(body, &a); err != nil {
 		closeAll(files)
-		return nil, fmt.Errorf("decode the answer: %w", err)
+		return nil, 0, fmt.Errorf("decode the answer: %w", err)
 	}
 	if a.Error != "" {
 		closeAll(files)
-		return nil, &Error{Kind: a.Kind, Message: a.Error}
+		return nil, 0, &Error{Kind: a.Kind, Message: a.Error}
 	}
 	if len(files) == 0 {
-		return nil, nil //nolint:nilnil // no terminal
+		return nil, int(a.PID), nil
 	}
 	closeAll(files[1:])
-	return files[0], nil
+	return files[0], int(a.PID), nil
 }
 
 // pollable returns the file, made anew so that the runtime waits for it without a
@@ -250,34 +256,19 @@ func (p *Process) failureAt(s step, errno unix.Errno) error {
 	return &Error{Internal, fmt.Sprintf("%s: %v", what, errno)}
 }
 
-// Deliver asks for the process that the other end has prepared, and returns its pid.
-func Deliver(c *net.UnixConn) (pid int, err error) {
-	if _, err := c.Write([]byte{birth}); err != nil {
-		return 0, err
-	}
-	var b [8]byte
-	if _, err := io.ReadFull(c, b[:]); err != nil {
-		return 0, err
-	}
-	// Signals to a pid that is none go to many.
-	if pid := int32(binary.NativeEndian.Uint32(b[:])); pid > 1 {
-		return int(pid), nil
-	}
-	return 0, fmt.Errorf("fork: %w", unix.Errno(binary.NativeEndian.Uint32(b[4:])))
-}
-
+// receive reads a message. Nothing may follow it before it was answered.
 func receive(c *net.UnixConn) ([]byte, []*os.File, error) {
-	head, oob := make([]byte, 4), make([]byte, unix.CmsgSpace(4*maxFiles))
-	n, oobn, flags, _, err := c.ReadMsgUnix(head, oob)
+	b, oob := make([]byte, readAhead), make([]byte, unix.CmsgSpace(4*maxFiles))
+	n, oobn, flags, _, err := c.ReadMsgUnix(b, oob)
 	if err != nil {
 		return nil, nil, err
 	}
-	return rest(c, head, n, oob[:oobn], flags)
+	return rest(c, b[:n], oob[:oobn], flags)
 }
 
-// rest reads what comes after the first n bytes of a message.
-func rest(r io.Reader, head []byte, n int, oob []byte, flags int) (body []byte, files []*os.File, err error) {
-	if n == 0 {
+// rest reads what comes after the first bytes of a message.
+func rest(r io.Reader, first, oob []byte, flags int) (body []byte, files []*os.File, err error) {
+	if len(first) == 0 {
 		return nil, nil, io.EOF
 	}
 	files, err = attached(oob)
@@ -293,15 +284,20 @@ func rest(r io.Reader, head []byte, n int, oob []byte, flags int) (body []byte, 
 	if flags&unix.MSG_CTRUNC != 0 {
 		return nil, files, errors.New("too many descriptors")
 	}
-	if _, err = io.ReadFull(r, head[n:]); err != nil {
+	message := io.MultiReader(bytes.NewReader(first), r)
+	var head [4]byte
+	if _, err = io.ReadFull(message, head[:]); err != nil {
 		return nil, files, err
 	}
-	size := binary.BigEndian.Uint32(head)
+	size := binary.BigEndian.Uint32(head[:])
 	if size > maxMessage {
 		return nil, files, errors.New("message is too large")
 	}
+	if len(first) > len(head)+int(size) {
+		return nil, files, errors.New("something follows the message")
+	}
 	body = make([]byte, size)
-	_, err = io.ReadFull(r, body)
+	_, err = io.ReadFull(message, body)
 	return body, files, err
 }
 
@@ -310,12 +306,16 @@ func rest(r io.Reader, head []byte, n int, oob []byte, flags int) (body []byte, 
 type control struct{ *os.File }
 
 func (c control) receivePlan() (*Plan, []*os.File, error) {
-	head, oob := make([]byte, 4), make([]byte, unix.CmsgSpace(4*maxFiles))
-	n, oobn, flags, err := recvmsg(int(c.Fd()), head, oob)
+	b, oob := make([]byte, readAhead), make([]byte, unix.CmsgSpace(4*maxFiles))
+	n, oobn, flags, err := recvmsg(int(c.Fd()), b, oob)
 	if err != nil {
 		return nil, nil, err
 	}
-	body, files, err := rest(c, head, n, oob[:oobn], flags)
+	return decodeMessage(rest(c, b[:n], oob[:oobn], flags))
+}
+
+// decodeMessage decodes the plan in a message that was received.
+func decodeMessage(body []byte, files []*os.File, err error) (*Plan, []*os.File, error) {
 	if err != nil {
 		return nil, nil, err
 	}
@@ -336,24 +336,10 @@ func recvmsg(fd int, head, oob []byte) (n, oobn, flags int, err error) {
 	}
 }
 
-// answer sends what has become of the plan, with the terminal's master if there
-// is one.
-func (c control) answer(terminal *os.File, failure error) error {
-	body := failureJSON(failure)
-	var files []*os.File
-	if terminal != nil {
-		files = append(files, terminal)
-	}
-	head, oob := frame(body, files)
-	if err := unix.Sendmsg(int(c.Fd()), head, oob, nil, unix.MSG_NOSIGNAL); err != nil {
-		return err
-	}
-	_, err := c.Write(body)
-	return err
-}
-
-func failureJSON(failure error) []byte {
-	var a answer
+// answer sends what has become of the plan: the terminal's master if there is one,
+// the pid of the process if it is another, or the failure.
+func (c control) answer(terminal *os.File, pid int, failure error) error {
+	a := answer{PID: int32(pid)}
 	if failure != nil {
 		a.Error = failure.Error()
 		if e := (*Error)(nil); errors.As(failure, &e) {
@@ -362,9 +348,14 @@ func failureJSON(failure error) []byte {
 	}
 	body, err := json.Marshal(a)
 	if err != nil {
-		return []byte(`{"Error":"failure without a message"}`)
+		return err
 	}
-	return body
+	var files []*os.File
+	if terminal != nil {
+		files = append(files, terminal)
+	}
+	message, oob := frame(body, files)
+	return unix.Sendmsg(int(c.Fd()), message, oob, nil, unix.MSG_NOSIGNAL)
 }
 
 // attached returns the descriptors of a message.
