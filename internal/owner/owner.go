@@ -51,14 +51,10 @@ func Open(o Options) (*sandbox.Sandbox, *slog.Logger, error) {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewJSONHandler(&out, &slog.HandlerOptions{Level: level}))
-	agent, err := program.Find("kata-agent")
+	conf := o.Config
+	images, err := builder(conf, log)
 	if err != nil {
 		return nil, nil, errors.Join(err, o.HostMounts.Close())
-	}
-	conf := o.Config
-	images := &guestimage.Builder{
-		CacheDir: conf.Runtime.CacheDir, Agent: agent, Log: log,
-		Kernel: conf.Hypervisor.Kernel, Modules: conf.Hypervisor.KernelModules,
 	}
 	sb, err := sandbox.New(sandbox.Options{
 		ID: o.ID, Config: conf, Log: log, HostMounts: o.HostMounts,
@@ -88,6 +84,30 @@ func Open(o Options) (*sandbox.Sandbox, *slog.Logger, error) {
 		log.Warn("standard error is lost", "error", err)
 	}
 	return sb, log, nil
+}
+
+// Prepare makes the guest image that the configuration needs, if it is not
+// there. That takes tens of megabytes, which an owner would keep.
+func Prepare(ctx context.Context, conf config.Config, log *slog.Logger) error {
+	images, err := builder(conf, log)
+	if err != nil {
+		return err
+	}
+	if _, err := images.Ensure(ctx); err != nil {
+		return fmt.Errorf("guest image: %w", err)
+	}
+	return nil
+}
+
+func builder(conf config.Config, log *slog.Logger) (*guestimage.Builder, error) {
+	agent, err := program.Find("kata-agent")
+	if err != nil {
+		return nil, err
+	}
+	return &guestimage.Builder{
+		CacheDir: conf.Runtime.CacheDir, Agent: agent, Log: log,
+		Kernel: conf.Hypervisor.Kernel, Modules: conf.Hypervisor.KernelModules,
+	}, nil
 }
 
 // lateWriter drops what is logged before the log's directory exists.

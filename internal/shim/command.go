@@ -30,6 +30,10 @@ import (
 // maxInput bounds what containerd sends to a command, in bytes.
 const maxInput = 10 << 20
 
+// startTimeout bounds `start`, which makes the guest image the first time, and
+// may have to fetch a kernel for it.
+const startTimeout = 10 * time.Minute
+
 // command is one call of the program.
 type command struct {
 	namespace, id, bundle string
@@ -87,8 +91,7 @@ func (c command) start() error {
 	if err != nil {
 		return fmt.Errorf("read containerd's parameters: %w", err)
 	}
-	// All of it has to be done before containerd gives up.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	params := parseParameters(input)
 	dir, err := os.Getwd()

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"net"
 	"os"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/shim/pod"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"golang.org/x/sys/unix"
@@ -57,10 +60,24 @@ func launch(ctx context.Context, c command, p parameters, dir string) (address s
 	if rec.Sandbox != c.id {
 		return "", errors.Join(fmt.Errorf("the sandbox %s of container %s is not running", rec.Sandbox, c.id), os.Remove(rec.Socket))
 	}
-	if err := spawn(c, listener); err != nil {
+	err = prepare(ctx, rec)
+	if err == nil {
+		err = spawn(c, listener)
+	}
+	if err != nil {
 		return "", errors.Join(err, os.Remove(rec.Socket))
 	}
 	return scheme + rec.Socket, nil
+}
+
+// prepare does what takes memory that the shim is not to keep, and finds what is
+// wrong with the configuration.
+func prepare(ctx context.Context, rec record) error {
+	loaded, err := config.Load(rec.Config)
+	if err != nil {
+		return err
+	}
+	return owner.Prepare(ctx, loaded.Config, slog.New(slog.DiscardHandler))
 }
 
 // listen returns a socket that listens at path, or none when somebody does so
