@@ -92,6 +92,7 @@ func run(started time.Duration) error {
 	if err := boot.Early(); err != nil {
 		return err
 	}
+	slow := slowMonitor()
 	cmdline, err := boot.ReadCommandLine()
 	if err != nil {
 		return err
@@ -101,6 +102,9 @@ func run(started time.Duration) error {
 		level = slog.LevelDebug
 	}
 	logger, logs := newLogger(openKmsg(), level)
+	if slow != nil {
+		logger.Warn("the guest will be slower than it could be", "err", slow)
+	}
 
 	modules, err := module.Open(moduleList)
 	if err != nil {

@@ -36,6 +36,10 @@ type birth struct {
 // filter and its execve, as the filter may forbid what the handler does.
 var environment = [...]string{"GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1"}
 
+// MonitorSlack is how late the Go runtime's monitor may wake up, in the agent and in
+// what it starts.
+const MonitorSlack = 40 * time.Millisecond
+
 // spawn starts our program as a worker.
 func (j *Jailer) spawn(b birth, args ...string) (*worker, error) {
 	ours, theirs, err := socketPair()
@@ -66,7 +70,17 @@ func (b birth) fork(control *os.File, args []string) (pid int, err error) {
 		Files: []uintptr{null.Fd(), null.Fd(), os.Stderr.Fd(), control.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true, Cloneflags: uintptr(b.clone)},
 	}
-	start := func() { pid, err = syscall.ForkExec("/proc/self/exe", append([]string{Name}, args...), attr) }
+	start := func() {
+		// The thread's slack is inherited by the program, for all its threads.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		if err = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(MonitorSlack), 0, 0, 0); err != nil {
+			err = fmt.Errorf("set timer slack: %w", err)
+			return
+		}
+		defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }() // the default
+		pid, err = syscall.ForkExec("/proc/self/exe", append([]string{Name}, args...), attr)
+	}
 	if b.pidNamespace == nil {
 		start()
 		return pid, err
