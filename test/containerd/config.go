@@ -61,6 +61,32 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 `, PauseImage, cni), nil
 }
 
+// configV1 is a configuration without a version, which containerd 1.x reads,
+// without anything about runtimes.
+func (d *Daemon) configV1() (string, error) {
+	cni, err := d.Network.Plugins(filepath.Join(filepath.Dir(d.Config), "cni"))
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf(`root = %q
+state = %q
+[debug]
+  level = "debug"
+[grpc]
+  address = %q
+[ttrpc]
+  address = %q
+[plugins.opt]
+  path = %q
+[plugins.cri]
+  sandbox_image = %q
+  restrict_oom_score_adj = true
+[plugins.cri.cni]
+  bin_dir = "/usr/lib/cni"
+  conf_dir = %q
+`, d.Root, d.State, d.Address, d.Address+".ttrpc", filepath.Join(filepath.Dir(d.Config), "opt"), PauseImage, cni), nil
+}
+
 // Install lets kata put itself into the configuration, as an administrator does.
 func (d *Daemon) Install(ctx context.Context, flags ...string) error {
 	r, err := d.env.Run(ctx, nil, "kata", append([]string{"install", "containerd", "--config", d.Config}, flags...)...)

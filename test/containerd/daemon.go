@@ -38,16 +38,16 @@ type Daemon struct {
 // readyTimeout is for a busy machine: one that is quiet needs half a second.
 const readyTimeout = time.Minute
 
-// New prepares a containerd in directories of its own. The programs are looked
-// for in the release's directory and in env's, and env's configuration is used
-// for kata. settings are added to the configuration.
-func New(env *harness.Env, r Release, n *Network, settings string) (*Daemon, error) {
-	state, data := filepath.Join(filepath.Dir(env.State), r.Name), filepath.Join(filepath.Dir(env.Data), r.Name)
+// New prepares a containerd in directories of its own, which are called name and
+// go with env's. The programs are looked for in the release's directory and in
+// env's, and env's configuration is used for kata.
+func New(env *harness.Env, r Release, n *Network, name string) (*Daemon, error) {
+	state, data := filepath.Join(filepath.Dir(env.State), name), filepath.Join(filepath.Dir(env.Data), name)
 	d := &Daemon{
 		Release: r, Network: n, env: env,
 		Address: filepath.Join(state, "sock"), State: filepath.Join(state, "state"), Fifos: filepath.Join(state, "fifo"),
 		Root: filepath.Join(data, "root"), Config: filepath.Join(data, "config.toml"),
-		CgroupParent: "/" + filepath.Base(filepath.Dir(env.State)) + "-" + r.Name,
+		CgroupParent: "/" + filepath.Base(filepath.Dir(env.State)) + "-" + name,
 	}
 	for _, dir := range []string{d.State, d.Root, d.Fifos, filepath.Join(data, "opt")} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
@@ -59,7 +59,7 @@ func New(env *harness.Env, r Release, n *Network, settings string) (*Daemon, err
 		return nil, err
 	}
 	env.Watch(d.look)
-	return d, os.WriteFile(d.Config, []byte(conf+settings), 0o600)
+	return d, os.WriteFile(d.Config, []byte(conf), 0o600)
 }
 
 // Start starts it and waits until it answers. It may be called again after Stop
@@ -115,14 +115,20 @@ func (d *Daemon) Pid() int { return d.cmd.Process.Pid }
 // LogFile is the path of what containerd says.
 func (d *Daemon) LogFile() string { return filepath.Join(filepath.Dir(d.Config), "log") }
 
-// Log returns the end of what containerd has said.
+// Log returns the last of what containerd has said that was more than a remark.
 func (d *Daemon) Log() string {
-	const most = 16 << 10
+	const most = 8 << 10
 	b, err := os.ReadFile(d.LogFile())
 	if err != nil {
 		return err.Error()
 	}
-	return string(b[max(0, len(b)-most):])
+	var said strings.Builder
+	for line := range strings.Lines(string(b)) {
+		if !strings.Contains(line, "level=info") && !strings.Contains(line, "level=debug") {
+			said.WriteString(line)
+		}
+	}
+	return said.String()[max(0, said.Len()-most):]
 }
 
 // Stop ends containerd in good order. Shims go on.

@@ -2,8 +2,6 @@ package containerd
 
 import (
 	"bytes"
-	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -11,7 +9,7 @@ import (
 )
 
 // look finds what containers and pods have left: directories of containerd,
-// pipes, cgroups, addresses, and sockets of shims that nobody listens on.
+// pipes, cgroups, addresses.
 func (d *Daemon) look(s harness.Snapshot) error {
 	data := filepath.Dir(d.Config)
 	for _, pattern := range []string{
@@ -34,17 +32,13 @@ func (d *Daemon) look(s harness.Snapshot) error {
 			s["of containerd "+d.Release.Name+": "+f] = true
 		}
 	}
-	return lookSockets(s)
+	return nil
 }
 
-// lookSockets looks at the directory that containerd's own shims share, whose
-// names are hashes.
-func lookSockets(s harness.Snapshot) error {
-	const dir = "/run/containerd/s"
-	sockets, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+// LookSockets looks for sockets of our shims, in the directory that all shims
+// share, that nobody listens on. Those of runc's stay when one is killed.
+func LookSockets(s harness.Snapshot) error {
+	sockets, err := filepath.Glob("/run/containerd/s/kata-*")
 	if err != nil {
 		return err
 	}
@@ -52,16 +46,16 @@ func lookSockets(s harness.Snapshot) error {
 	if err != nil {
 		return err
 	}
-	for _, e := range sockets {
-		if path := filepath.Join(dir, e.Name()); !bytes.Contains(listening, []byte(path+"\n")) {
+	for _, path := range sockets {
+		if !bytes.Contains(listening, []byte(path+"\n")) {
 			s["socket "+path] = true
 		}
 	}
 	return nil
 }
 
-// removeCgroups removes the parents of cgroups, which stay when containers go.
-func (d *Daemon) removeCgroups() {
+// RemoveCgroups removes the parents of cgroups, which stay when containers go.
+func (d *Daemon) RemoveCgroups() {
 	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
 		groups, _ := filepath.Glob(pattern + d.CgroupParent)
 		for _, g := range groups {

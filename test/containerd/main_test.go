@@ -72,6 +72,7 @@ func run(m *testing.M) (code int, err error) {
 	if r, err := env.Run(context.Background(), nil, "kata", "image", "build"); err != nil || r.Code != 0 {
 		return 1, errors.Join(err, fmt.Errorf("kata image build: exit code %d: %s", r.Code, r.Stderr))
 	}
+	env.Watch(LookSockets)
 	before, err := env.Snap()
 	if err != nil {
 		return 1, err
@@ -101,18 +102,18 @@ var releases = map[string]func(context.Context) (Release, error){
 }
 
 // get returns the shared daemon of a release.
-func (p *pool) get(t *testing.T, name string) *Daemon {
+func (p *pool) get(t *testing.T, release string) *Daemon {
 	t.Helper()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if d := p.running[name]; d != nil {
+	if d := p.running[release]; d != nil {
 		return d
 	}
-	d := newDaemon(t, name, env)
+	d := newDaemon(t, release, release, nil)
 	if p.running == nil {
 		p.running = make(map[string]*Daemon)
 	}
-	p.running[name] = d
+	p.running[release] = d
 	return d
 }
 
@@ -120,23 +121,31 @@ func (p *pool) stop() error {
 	var errs []error
 	for _, d := range p.running {
 		errs = append(errs, d.Stop())
-		d.removeCgroups()
+		d.RemoveCgroups()
 	}
 	return errors.Join(errs...)
 }
 
-// newDaemon starts a daemon with the images that most tests need.
-func newDaemon(t *testing.T, release string, env *harness.Env) *Daemon {
+// newDaemon starts a daemon with the images that most tests need. configure, when
+// it is not nil, replaces the configuration by kata itself.
+func newDaemon(t *testing.T, release, name string, configure func(d *Daemon) error) *Daemon {
 	t.Helper()
 	r, err := releases[release](t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := New(env, r, network, "")
+	d, err := New(env, r, network, name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Install(t.Context()); err != nil {
+	if configure == nil {
+		var flags []string
+		if release == "debian" {
+			flags = []string{"--untrusted-workloads"}
+		}
+		configure = func(d *Daemon) error { return d.Install(t.Context(), flags...) }
+	}
+	if err := configure(d); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Start(context.WithoutCancel(t.Context())); err != nil {
@@ -150,14 +159,38 @@ func newDaemon(t *testing.T, release string, env *harness.Env) *Daemon {
 	return d
 }
 
+// ownDaemon is newDaemon for one test.
+func ownDaemon(t *testing.T, release, name string, configure func(d *Daemon) error) *Daemon {
+	t.Helper()
+	d := newDaemon(t, release, name, configure)
+	t.Cleanup(func() {
+		if err := d.Stop(); err != nil {
+			t.Error(err)
+		}
+		d.RemoveCgroups()
+		if t.Failed() {
+			t.Logf("containerd said:\n%s", d.Log())
+		}
+	})
+	return d
+}
+
+// needKata skips a test of the shim where it is not built.
+func needKata(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat(filepath.Join(env.Bin, "containerd-shim-kata-v2")); err != nil {
+		t.Skip("containerd-shim-kata-v2 is not built")
+	}
+}
+
 // each runs a test with each release and runtime, as subtests of those names.
 func each(t *testing.T, test func(t *testing.T, c ctr)) {
 	for _, release := range []string{"debian", "module"} {
 		t.Run(release, func(t *testing.T) {
 			for _, r := range runtimes {
 				t.Run(r.name, func(t *testing.T) {
-					if _, err := os.Stat(filepath.Join(env.Bin, "containerd-shim-kata-v2")); err != nil && r.name == "kata" {
-						t.Skip("containerd-shim-kata-v2 is not built")
+					if r.name == "kata" {
+						needKata(t)
 					}
 					test(t, ctr{Daemon: daemons.get(t, release), runtime: r.name, shim: r.shim})
 				})

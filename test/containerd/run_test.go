@@ -127,6 +127,7 @@ func TestTerminal(t *testing.T) {
 		tt.See("changed")
 		tt.Press("go\n")
 		tt.See("30 100")
+		tt.See("# ")
 		tt.Press("sleep 1000\n")
 		tt.See("sleep 1000")
 		tt.Press("\x03")

@@ -1,0 +1,191 @@
+//go:build integration
+
+package containerd
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/seed-efd44b36/kata/test/harness"
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// process is a line of /proc.
+type process struct {
+	pid, parent int
+	args        string
+}
+
+// processes lists what runs.
+func processes(t *testing.T) []process {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []process
+	for _, d := range dirs {
+		args, err := os.ReadFile(filepath.Join(d, "cmdline"))
+		stat, serr := os.ReadFile(filepath.Join(d, "stat"))
+		if err != nil || serr != nil || len(args) == 0 {
+			continue // it has just ended
+		}
+		// PID (NAME) STATE PARENT …, and NAME may have anything in it.
+		f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+		pid, _ := strconv.Atoi(filepath.Base(d))
+		parent, _ := strconv.Atoi(string(f[1]))
+		list = append(list, process{pid: pid, parent: parent, args: string(bytes.ReplaceAll(args, []byte{0}, []byte{' '}))})
+	}
+	return list
+}
+
+// shim finds the shim of a pod.
+func (p *pod) shim(t *testing.T) int {
+	t.Helper()
+	for _, pr := range processes(t) {
+		if strings.Contains(pr.args, "containerd-shim-") && strings.Contains(pr.args, p.id) && !strings.Contains(pr.args, " delete") {
+			return pr.pid
+		}
+	}
+	t.Fatalf("pod %s has no shim", p.id)
+	return 0
+}
+
+// machine finds the QEMU that is below a process.
+func machine(t *testing.T, ancestor int) int {
+	t.Helper()
+	below := map[int]bool{ancestor: true}
+	list := processes(t)
+	for range list { // until nothing new is found
+		for _, pr := range list {
+			if below[pr.parent] {
+				below[pr.pid] = true
+			}
+		}
+	}
+	for _, pr := range list {
+		if below[pr.pid] && strings.Contains(pr.args, "qemu-system") {
+			return pr.pid
+		}
+	}
+	t.Fatalf("there is no QEMU below process %d", ancestor)
+	return 0
+}
+
+// ends waits until the pod and its container are known to have ended, and
+// removes the pod.
+func (p *pod) ends(t *testing.T, container string) *runtime.ContainerStatus {
+	t.Helper()
+	s := p.wait(t, container)
+	if s.ExitCode == 0 || s.Reason == "" {
+		t.Errorf("exit code %d, reason %q", s.ExitCode, s.Reason)
+	}
+	harness.Poll(t, "the pod is not ready", func() bool {
+		r, err := p.PodSandboxStatus(t.Context(), &runtime.PodSandboxStatusRequest{PodSandboxId: p.id})
+		return err == nil && r.Status.State == runtime.PodSandboxState_SANDBOX_NOTREADY
+	})
+	p.remove()
+	return s
+}
+
+// TestFaults kills what a pod consists of, and looks that the pod can be removed
+// and is not missed by anybody. What is left on the host, the end of the suite
+// finds.
+func TestFaults(t *testing.T) {
+	each(t, func(t *testing.T, shared ctr) {
+		t.Parallel()
+		release := strings.Split(t.Name(), "/")[1]
+		c := shared
+		c.Daemon = ownDaemon(t, release, "f-"+release+"-"+c.runtime, nil)
+
+		t.Run("containerd", func(t *testing.T) {
+			p := c.runPod(t, nil)
+			id := p.sleeper(t, "main")
+			for _, end := range []func() error{c.Kill, c.Stop} {
+				if err := end(); err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Start(context.WithoutCancel(t.Context())); err != nil {
+					t.Fatal(err)
+				}
+				awaitReady(t, c.Daemon, p.Client)
+				want(t, "state", p.status(t, id).State.String(), "CONTAINER_RUNNING")
+				want(t, "exec", p.sh(t, id, "echo still here"), "still here")
+				other := containerConfig(newID(t), "echo", "another")
+				want(t, "a new container", p.output(t, other), "another")
+			}
+			p.stop(t, id, 10)
+			p.remove()
+		})
+		t.Run("shim", func(t *testing.T) {
+			p := c.runPod(t, nil)
+			id := p.sleeper(t, "main")
+			if err := unix.Kill(p.shim(t), unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			p.ends(t, id)
+		})
+		t.Run("shim while containerd is away", func(t *testing.T) {
+			p := c.runPod(t, nil)
+			id := p.sleeper(t, "main")
+			if err := c.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Kill(p.shim(t), unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Start(context.WithoutCancel(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			awaitReady(t, c.Daemon, p.Client)
+			p.wait(t, id)
+			p.remove()
+		})
+		if c.runtime != "kata" {
+			return
+		}
+		t.Run("virtual machine", func(t *testing.T) {
+			p := c.runPod(t, nil)
+			id := p.sleeper(t, "main")
+			if err := unix.Kill(machine(t, p.shim(t)), unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			s := p.ends(t, id)
+			t.Logf("exit code %d, reason %q, message %q", s.ExitCode, s.Reason, s.Message)
+		})
+	})
+}
+
+// TestManyPods runs pods at once, each with two containers, and with KATA_LONG
+// many of them one after the other.
+func TestManyPods(t *testing.T) {
+	if os.Getenv("KATA_LONG") == "" {
+		t.Skip("it takes long; set KATA_LONG=1")
+	}
+	each(t, func(t *testing.T, c ctr) {
+		life := func(t *testing.T) {
+			p := c.runPod(t, nil)
+			for i := range 2 {
+				want(t, "output", p.output(t, containerConfig(fmt.Sprintf("c%d", i), "echo", "hello")), "hello")
+			}
+			p.remove()
+		}
+		t.Run("20 at once", func(t *testing.T) {
+			for i := range 20 {
+				t.Run(strconv.Itoa(i), func(t *testing.T) { t.Parallel(); life(t) })
+			}
+		})
+		t.Run("200 in a row", func(t *testing.T) {
+			for i := range 200 {
+				t.Run(strconv.Itoa(i), life)
+			}
+		})
+	})
+}

@@ -1,0 +1,466 @@
+//go:build integration
+
+package containerd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-efd44b36/kata/test/cri"
+	"github.com/seed-efd44b36/kata/test/harness"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestPod asks one pod all that can be asked of it: a pod costs a boot.
+func TestPod(t *testing.T) {
+	each(t, func(t *testing.T, c ctr) {
+		t.Parallel()
+		p := c.runPod(t, func(config *runtime.PodSandboxConfig) {
+			config.Linux.SecurityContext.Privileged = true // as one container of it is
+		})
+		main := p.sleeper(t, "main")
+		for _, tc := range []struct {
+			name string
+			test func(t *testing.T, p *pod, main string)
+		}{
+			{"exec sync", execSync},
+			{"exec", execStreams},
+			{"exec with a terminal", execTerminal},
+			{"attach", attach},
+			{"logs", logs},
+			{"identity", identity},
+			{"two containers", twoContainers},
+			{"stats", stats},
+			{"update", update},
+			{"out of memory", outOfMemory},
+			{"security", security},
+			{"volumes", volumes},
+			{"termination message", terminationMessage},
+			{"stop", stopGracefully},
+			{"idempotence", idempotence},
+		} {
+			t.Run(tc.name, func(t *testing.T) { tc.test(t, p, main) })
+		}
+	})
+}
+
+func execSync(t *testing.T, p *pod, main string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	r, err := p.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: main, Cmd: []string{"sh", "-c", "echo out; echo err >&2; exit 5"}})
+	if err != nil || string(r.Stdout) != "out\n" || string(r.Stderr) != "err\n" || r.ExitCode != 5 {
+		t.Errorf("got %v, %v", r, err)
+	}
+	r, err = p.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: main, Cmd: []string{"sh", "-c", "yes | head -c 1000000"}})
+	if err != nil || len(r.Stdout) != 1000000 {
+		t.Errorf("got %d bytes, %v", len(r.GetStdout()), err)
+	}
+	if _, err = p.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: main, Cmd: []string{"sleep", "10000"}, Timeout: 1}); err == nil || !strings.Contains(err.Error(), "time") {
+		t.Errorf("a command that takes too long: %v", err)
+	}
+	if _, err = p.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: main, Cmd: []string{"/bin/nothing"}}); err == nil {
+		t.Error("no error for a missing command")
+	}
+}
+
+func execStreams(t *testing.T, p *pod, main string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	var out, errOut harness.Buffer
+	code, err := p.ExecStream(ctx, &runtime.ExecRequest{ContainerId: main, Cmd: []string{"sh", "-c", "cat; echo err >&2; exit 3"}},
+		cri.Streams{Stdin: strings.NewReader("one\ntwo\n"), Stdout: &out, Stderr: &errOut})
+	if err != nil || code != 3 || out.String() != "one\ntwo\n" || errOut.String() != "err\n" {
+		t.Errorf("exit code %d, %v, stdout %q, stderr %q", code, err, out.String(), errOut.String())
+	}
+}
+
+func execTerminal(t *testing.T, p *pod, main string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	in, keys := io.Pipe()
+	sizes := make(chan cri.Size, 1)
+	defer close(sizes)
+	var screen harness.Buffer
+	ended := make(chan int, 1)
+	go func() { // ends with the shell
+		code, err := p.ExecStream(ctx, &runtime.ExecRequest{ContainerId: main, Cmd: []string{"sh"}, Tty: true}, cri.Streams{Stdin: in, Stdout: &screen, Resize: sizes})
+		if err != nil {
+			t.Error(err)
+		}
+		ended <- code
+	}()
+	sizes <- cri.Size{Width: 101, Height: 33}
+	harness.Poll(t, "the terminal has its size", func() bool {
+		_, _ = io.WriteString(keys, "stty size\n")
+		return strings.Contains(screen.String(), "33 101")
+	})
+	_, _ = io.WriteString(keys, "exit 6\n")
+	if code := <-ended; code != 6 {
+		t.Errorf("exit code %d, want 6; %s", code, screen.String())
+	}
+}
+
+func attach(t *testing.T, p *pod, _ string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	config := containerConfig("attached", "sh", "-c", `while read l; do echo "got $l"; done; exit 4`)
+	config.Stdin, config.StdinOnce = true, true
+	id := p.start(t, config)
+	var out harness.Buffer
+	in, w := io.Pipe()
+	ended := make(chan error, 1)
+	go func() { // ends with the container
+		ended <- p.AttachStream(ctx, &runtime.AttachRequest{ContainerId: id}, cri.Streams{Stdin: in, Stdout: &out})
+	}()
+	for i := range 2 {
+		_, _ = fmt.Fprintf(w, "line %d\n", i)
+		harness.Poll(t, "the line comes back", func() bool { return strings.Contains(out.String(), fmt.Sprintf("got line %d\n", i)) })
+	}
+	_ = w.Close()
+	if s := p.wait(t, id); s.ExitCode != 4 {
+		t.Errorf("exit code %d, want 4", s.ExitCode)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("attach: %v", err)
+	}
+}
+
+func logs(t *testing.T, p *pod, _ string) {
+	t.Helper()
+	config := containerConfig("logs", "sh", "-c", `i=0; while [ $i -lt 20000 ]; do echo "line $i of the log"; i=$((i+1)); done; echo last >&2`)
+	id := p.start(t, config)
+	p.wait(t, id)
+	got := strings.Split(p.log(t, config.LogPath), "\n")
+	if len(got) != 20001 {
+		t.Fatalf("%d lines, want 20001", len(got))
+	}
+	outputs := 0
+	for _, l := range got {
+		if l == fmt.Sprintf("line %d of the log", outputs) {
+			outputs++
+		} else if l != "last" {
+			t.Fatalf("line %q after %d", l, outputs)
+		}
+	}
+
+	// A log that is moved away is begun anew when the kubelet asks for it.
+	config = containerConfig("rotated", "sh", "-c", "while :; do echo tick; sleep 0.1; done")
+	id = p.start(t, config)
+	path := filepath.Join(p.config.LogDirectory, config.LogPath)
+	has := func() bool { b, err := os.ReadFile(path); return err == nil && len(b) > 0 }
+	harness.Poll(t, "there is a log", has)
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.ReopenContainerLog(t.Context(), &runtime.ReopenContainerLogRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	harness.Poll(t, "the log goes on", has)
+	p.stop(t, id, 0)
+}
+
+// identity is host name, addresses, name servers, shared memory.
+func identity(t *testing.T, p *pod, main string) {
+	t.Helper()
+	want(t, "hostname", p.sh(t, main, "hostname"), "host-of-pod")
+	want(t, "/etc/hostname", p.sh(t, main, "cat /etc/hostname"), "host-of-pod")
+	want(t, "resolv.conf", p.sh(t, main, "cat /etc/resolv.conf"), "search svc.cluster.local\nnameserver 10.0.0.10\noptions ndots:5")
+	want(t, "port 0 may be bound by anybody", p.sh(t, main, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start"), "0")
+	s, err := p.PodSandboxStatus(t.Context(), &runtime.PodSandboxStatusRequest{PodSandboxId: p.id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	addresses := p.sh(t, main, "ip addr show dev eth0")
+	for _, ip := range append([]string{s.Status.Network.Ip}, ips(s)...) {
+		if ip == "" || !strings.Contains(addresses, " "+ip+"/") {
+			t.Errorf("the container does not have the address %q:\n%s", ip, addresses)
+		}
+	}
+	if n := len(ips(s)); n != 1 {
+		t.Errorf("%d further addresses, want one of version 6", n)
+	}
+}
+
+func ips(s *runtime.PodSandboxStatusResponse) []string {
+	var list []string
+	for _, a := range s.Status.Network.AdditionalIps {
+		list = append(list, a.Ip)
+	}
+	return list
+}
+
+// twoContainers share the network, /dev/shm and IPC, but not processes.
+func twoContainers(t *testing.T, p *pod, main string) {
+	t.Helper()
+	other := p.start(t, containerConfig("other", "sh", "-c", "echo hello >/dev/shm/greeting; nc -l -p 7070 -e echo answer"))
+	harness.Poll(t, "the other one has started", func() bool { return strings.Contains(p.sh(t, main, "ls /dev/shm"), "greeting") })
+	want(t, "shared memory", p.sh(t, main, "cat /dev/shm/greeting"), "hello")
+	harness.Poll(t, "it answers on the loopback", func() bool { return strings.Contains(p.sh(t, main, "nc 127.0.0.1 7070 </dev/null || true"), "answer") })
+	if ps := p.sh(t, main, "ps"); strings.Contains(ps, "7070") {
+		t.Errorf("processes of another container are seen:\n%s", ps)
+	}
+	want(t, "exit code", fmt.Sprint(p.wait(t, other).ExitCode), "0")
+	want(t, "IPC", p.sh(t, main, "readlink /proc/self/ns/ipc")[:4], "ipc:")
+}
+
+func stats(t *testing.T, p *pod, main string) {
+	t.Helper()
+	var s *runtime.ContainerStats
+	harness.Poll(t, "there are figures", func() bool {
+		r, err := p.ContainerStats(t.Context(), &runtime.ContainerStatsRequest{ContainerId: main})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = r.Stats
+		return s.Cpu.GetUsageCoreNanoSeconds().GetValue() > 0 && s.Memory.GetWorkingSetBytes().GetValue() > 0
+	})
+	if ws := s.Memory.WorkingSetBytes.Value; ws > 64<<20 {
+		t.Errorf("a shell has a working set of %d bytes", ws)
+	}
+	if s.Attributes.Metadata.Name != "main" {
+		t.Errorf("attributes %v", s.Attributes)
+	}
+	list, err := p.ListContainerStats(t.Context(), &runtime.ListContainerStatsRequest{Filter: &runtime.ContainerStatsFilter{PodSandboxId: p.id}})
+	if err != nil || len(list.Stats) == 0 {
+		t.Errorf("%d in the list, %v", len(list.GetStats()), err)
+	}
+	sandbox, err := p.PodSandboxStats(t.Context(), &runtime.PodSandboxStatsRequest{PodSandboxId: p.id})
+	if err != nil || sandbox.Stats.Linux.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 {
+		t.Errorf("of the pod: %v, %v", sandbox, err)
+	}
+}
+
+// limits are those of a container, in version 2 or 1 of cgroups.
+const limits = `cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes`
+
+func update(t *testing.T, p *pod, _ string) {
+	t.Helper()
+	config := containerConfig("updated", "sleep", "10000")
+	config.Linux.Resources = &runtime.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuPeriod: 100000, CpuQuota: 50000}
+	id := p.start(t, config)
+	want(t, "limit", p.sh(t, id, limits), fmt.Sprint(64<<20))
+	if _, err := p.UpdateContainerResources(t.Context(), &runtime.UpdateContainerResourcesRequest{
+		ContainerId: id, Linux: &runtime.LinuxContainerResources{MemoryLimitInBytes: 96 << 20, CpuPeriod: 100000, CpuQuota: 80000},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "limit after the update", p.sh(t, id, limits), fmt.Sprint(96<<20))
+	p.stop(t, id, 0)
+}
+
+func outOfMemory(t *testing.T, p *pod, _ string) {
+	t.Helper()
+	config := containerConfig("greedy", "sh", "-c", "tail /dev/zero")
+	config.Linux.Resources = &runtime.LinuxContainerResources{MemoryLimitInBytes: 32 << 20}
+	id := p.start(t, config)
+	s := p.wait(t, id)
+	if s.ExitCode != 137 {
+		t.Errorf("exit code %d, want 137", s.ExitCode)
+	}
+	harness.Poll(t, "the reason is known", func() bool { return p.status(t, id).Reason == "OOMKilled" })
+}
+
+func terminationMessage(t *testing.T, p *pod, _ string) {
+	t.Helper()
+	path := filepath.Join(p.dir, "message")
+	if err := os.WriteFile(path, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	config := containerConfig("message", "sh", "-c", "echo goodbye >/dev/termination-log")
+	config.Mounts = []*runtime.Mount{{HostPath: path, ContainerPath: "/dev/termination-log"}}
+	p.output(t, config)
+	b, err := os.ReadFile(path)
+	if err != nil || string(b) != "goodbye\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+func stopGracefully(t *testing.T, p *pod, _ string) {
+	t.Helper()
+	polite := p.start(t, containerConfig("polite", "sh", "-c", `trap "exit 7" TERM; echo ready; while :; do sleep 0.1; done`))
+	harness.Poll(t, "its trap is set", func() bool { return p.log(t, "polite.log") == "ready" })
+	p.stop(t, polite, 60)
+	want(t, "exit code", fmt.Sprint(p.status(t, polite).ExitCode), "7")
+	stubborn := p.start(t, containerConfig("stubborn", "sh", "-c", `trap "" TERM; while :; do sleep 0.1; done`))
+	p.stop(t, stubborn, 1)
+	want(t, "exit code", fmt.Sprint(p.status(t, stubborn).ExitCode), "137")
+}
+
+func idempotence(t *testing.T, p *pod, _ string) {
+	t.Helper()
+	id := p.start(t, containerConfig("once", "true"))
+	p.wait(t, id)
+	p.stop(t, id, 5)
+	p.stop(t, id, 5)
+	for range 2 {
+		if _, err := p.RemoveContainer(t.Context(), &runtime.RemoveContainerRequest{ContainerId: id}); err != nil {
+			t.Errorf("remove: %v", err)
+		}
+	}
+	if _, err := p.StopContainer(t.Context(), &runtime.StopContainerRequest{ContainerId: id}); err != nil && !strings.Contains(err.Error(), "not found") {
+		t.Errorf("stop after remove: %v", err)
+	}
+}
+
+// TestPodIsRemovedTwice removes what runs by removing the pod, twice.
+func TestPodIsRemovedTwice(t *testing.T) {
+	each(t, func(t *testing.T, c ctr) {
+		t.Parallel()
+		p := c.runPod(t, nil)
+		p.sleeper(t, "main")
+		for range 2 {
+			if _, err := p.StopPodSandbox(t.Context(), &runtime.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
+				t.Errorf("stop: %v", err)
+			}
+		}
+		for range 2 {
+			if _, err := p.RemovePodSandbox(t.Context(), &runtime.RemovePodSandboxRequest{PodSandboxId: p.id}); err != nil {
+				t.Errorf("remove: %v", err)
+			}
+		}
+		if _, err := p.PodSandboxStatus(t.Context(), &runtime.PodSandboxStatusRequest{PodSandboxId: p.id}); err == nil {
+			t.Error("the pod is still there")
+		}
+	})
+}
+
+// TestSharedProcesses is of a pod with one process namespace.
+func TestSharedProcesses(t *testing.T) {
+	each(t, func(t *testing.T, c ctr) {
+		t.Parallel()
+		share := func(o **runtime.NamespaceOption) { *o = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_POD} }
+		p := c.runPod(t, func(config *runtime.PodSandboxConfig) { share(&config.Linux.SecurityContext.NamespaceOptions) })
+		var list []string
+		for _, name := range []string{"first", "second"} {
+			config := containerConfig(name, "sleep", "10000")
+			share(&config.Linux.SecurityContext.NamespaceOptions)
+			list = append(list, p.start(t, config))
+		}
+		ps := p.sh(t, list[0], "ps")
+		if !strings.Contains(ps, "/pause") || strings.Count(ps, "sleep 10000") != 2 {
+			t.Errorf("processes:\n%s", ps)
+		}
+		p.sh(t, list[0], "kill -9 $(ps | grep '[s]leep 10000' | tail -n 1 | awk '{ print $1 }')")
+		if s := p.wait(t, list[1]); s.ExitCode != 137 {
+			t.Errorf("exit code %d, want 137", s.ExitCode)
+		}
+	})
+}
+
+// TestRestart runs an init container and restarts the pod's only container while
+// the sandbox lives on.
+func TestRestart(t *testing.T) {
+	each(t, func(t *testing.T, c ctr) {
+		t.Parallel()
+		p := c.runPod(t, nil)
+		dir := filepath.Join(p.dir, "shared")
+		if err := os.Mkdir(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		mount := []*runtime.Mount{{HostPath: dir, ContainerPath: "/shared"}}
+		config := containerConfig("init", "sh", "-c", "echo prepared >/shared/state")
+		config.Mounts = mount
+		p.output(t, config)
+		for attempt := range uint32(3) {
+			config := containerConfig("main", "sh", "-c", "cat /shared/state; hostname; touch /mine; ls / | grep -c mine; exit 0")
+			config.Metadata.Attempt, config.Mounts, config.LogPath = attempt, mount, fmt.Sprintf("main-%d.log", attempt)
+			want(t, fmt.Sprintf("attempt %d", attempt), p.output(t, config), "prepared\nhost-of-pod\n1")
+		}
+		s, err := p.PodSandboxStatus(t.Context(), &runtime.PodSandboxStatusRequest{PodSandboxId: p.id})
+		if err != nil || s.Status.State != runtime.PodSandboxState_SANDBOX_READY {
+			t.Errorf("the pod is %v, %v", s.GetStatus().GetState(), err)
+		}
+	})
+}
+
+// TestNginx fetches a page from a pod: over its addresses, and forwarded.
+func TestNginx(t *testing.T) {
+	each(t, func(t *testing.T, c ctr) {
+		t.Parallel()
+		image, err := c.Import(t.Context(), "nginx")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := c.runPod(t, nil)
+		config := containerConfig("nginx")
+		config.Image.Image = image
+		id := p.start(t, config)
+		s, err := p.PodSandboxStatus(t.Context(), &runtime.PodSandboxStatusRequest{PodSandboxId: p.id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		web := &http.Client{Transport: &http.Transport{DialContext: c.Network.Dial, DisableKeepAlives: true}, Timeout: 30 * time.Second}
+		page := func(url string) string {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := web.Do(req)
+			if err != nil {
+				return err.Error()
+			}
+			defer r.Body.Close()
+			b, _ := io.ReadAll(r.Body)
+			return string(b)
+		}
+		const welcome = "Welcome to nginx!"
+		harness.Poll(t, "nginx answers", func() bool { return strings.Contains(page("http://"+s.Status.Network.Ip+"/"), welcome) })
+		for _, ip := range ips(s) {
+			if got := page("http://[" + ip + "]/"); !strings.Contains(got, welcome) && !strings.Contains(got, "refused") {
+				t.Errorf("over %s: %.200s", ip, got)
+			}
+		}
+
+		ctx, cancel := context.WithTimeout(t.Context(), deadline)
+		defer cancel()
+		conn, err := p.Forward(ctx, p.id, 80)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(conn)
+		if err != nil || !strings.Contains(string(got), welcome) {
+			t.Errorf("forwarded: %.200q, %v", got, err)
+		}
+		p.stop(t, id, 30)
+	})
+}
+
+// TestHostNetwork is of pods that ask for the host's namespaces: a machine of its
+// own has none of them.
+func TestHostNetwork(t *testing.T) {
+	each(t, func(t *testing.T, c ctr) {
+		client := c.client(t)
+		for name, change := range map[string]func(o *runtime.NamespaceOption){
+			"network": func(o *runtime.NamespaceOption) { o.Network = runtime.NamespaceMode_NODE },
+		} {
+			config := podConfig(t, c.Daemon)
+			change(config.Linux.SecurityContext.NamespaceOptions)
+			r, err := client.RunPodSandbox(t.Context(), &runtime.RunPodSandboxRequest{Config: config, RuntimeHandler: c.runtime})
+			if err == nil {
+				p := &pod{Client: client, t: t, daemon: c.Daemon, config: config, id: r.PodSandboxId}
+				p.remove()
+			}
+			if c.runtime == "runc" {
+				continue // which has them
+			}
+			if err == nil || !strings.Contains(err.Error(), name) {
+				t.Errorf("host %s: %v; want an error that names it", name, err)
+			}
+		}
+	})
+}
