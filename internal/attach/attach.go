@@ -48,15 +48,17 @@ type Session struct {
 
 // Open opens the streams of the process, which must not have been started.
 func (s *Session) Open(ctx context.Context) error {
+	var opening sync.WaitGroup
+	var errs [3]error
 	for fd, wanted := range []bool{s.Stdin != nil, true, !s.TTY} {
-		if !wanted {
-			continue
+		if wanted {
+			opening.Go(func() { s.streams[fd], errs[fd] = s.Client.OpenStdio(ctx, s.Container, s.Exec, uint8(fd)) })
 		}
-		st, err := s.Client.OpenStdio(ctx, s.Container, s.Exec, uint8(fd))
-		if err != nil {
-			return err
-		}
-		s.streams[fd] = st
+	}
+	opening.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
+		s.Close()
+		return err
 	}
 	return nil
 }

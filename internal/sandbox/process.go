@@ -41,6 +41,8 @@ type Process struct {
 	done chan struct{} // closed when exit is set
 	exit Exit          // valid after done is closed
 	wait sync.Once     // starts the wait for its end
+	// starting is held by Start, whose word on the end comes first if it fails.
+	starting sync.Mutex
 }
 
 func (p *Process) name() string {
@@ -91,13 +93,17 @@ func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 		}
 		defer s.trace.phase("start container")()
 	}
+	p.starting.Lock()
+	p.await() // now, to save the time of a call to the guest
 	resp, err := s.agent.StartProcess(ctx, &agentv1.StartProcessRequest{Container: p.c.id, Exec: p.id})
 	if err != nil {
 		err = s.orDead(fromGuest(err, true))
 		p.finish(exitOfStartError(err))
+	}
+	p.starting.Unlock()
+	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", p.name(), err)
 	}
-	p.await()
 	if p.id == "" {
 		s.saveState()
 		// The process runs already: as runc does, what such a hook says is
@@ -119,6 +125,8 @@ func (p *Process) await() {
 func (p *Process) follow() {
 	s := p.c.s
 	resp, err := s.agent.WaitProcess(s.life, &agentv1.WaitProcessRequest{Container: p.c.id, Exec: p.id})
+	p.starting.Lock()
+	defer p.starting.Unlock()
 	if err != nil {
 		// Waits for the reason, if the call is not the only thing that failed.
 		err = s.orDead(fromGuest(err, false))
