@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/seed-efd44b36/kata/internal/agent/jail/inside"
+	"github.com/seed-efd44b36/kata/internal/agent/jail/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -71,8 +71,8 @@ func (a attribute) apply(setBits, clearBits *uint64) {
 }
 
 // newMount translates a mount. Options that are not known are the file system's.
-func newMount(s *specs.Mount) (inside.Mount, error) {
-	m := inside.Mount{Target: s.Destination, Type: s.Type}
+func newMount(s *specs.Mount) (rootfs.Mount, error) {
+	m := rootfs.Mount{Target: s.Destination, Type: s.Type}
 	if !path.IsAbs(s.Destination) {
 		return m, errors.New("destination must be an absolute path")
 	}
@@ -120,7 +120,7 @@ func newMount(s *specs.Mount) (inside.Mount, error) {
 }
 
 // finish checks the whole of a mount.
-func finish(m *inside.Mount, s *specs.Mount, bind bool) error {
+func finish(m *rootfs.Mount, s *specs.Mount, bind bool) error {
 	switch {
 	case m.Remount || bind:
 		if len(m.Data) > 0 {

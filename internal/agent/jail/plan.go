@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/seed-efd44b36/kata/internal/agent/jail/inside"
+	"github.com/seed-efd44b36/kata/internal/agent/jail/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -207,8 +208,8 @@ var ipcSysctls = [...]string{
 }
 
 // newRoot translates all that is about files.
-func newRoot(bad *problems, s *specs.Spec, linux *specs.Linux) *inside.Root {
-	r := &inside.Root{
+func newRoot(bad *problems, s *specs.Spec, linux *specs.Linux) *rootfs.Root {
+	r := &rootfs.Root{
 		Path:          path.Clean(s.Root.Path),
 		ReadOnly:      s.Root.Readonly,
 		MakeDev:       true,
@@ -255,8 +256,8 @@ var defaultDevices = [...]struct {
 	{"/dev/tty", 5, 0},
 }
 
-func newDevices(bad *problems, list []specs.LinuxDevice) []inside.Device {
-	var devices []inside.Device
+func newDevices(bad *problems, list []specs.LinuxDevice) []rootfs.Device {
+	var devices []rootfs.Device
 	listed := make(map[string]bool)
 	for i, d := range list {
 		field := fmt.Sprintf("linux.devices[%d] (%s)", i, d.Path)
@@ -280,7 +281,7 @@ func newDevices(bad *problems, list []specs.LinuxDevice) []inside.Device {
 		if d.Major < 0 || d.Major > 1<<12-1 || d.Minor < 0 || d.Minor > 1<<20-1 {
 			bad.add(field, "no such device number: %d:%d", d.Major, d.Minor)
 		}
-		node := inside.Device{Path: path.Clean(d.Path), Mode: mode, Dev: unix.Mkdev(uint32(d.Major), uint32(d.Minor))}
+		node := rootfs.Device{Path: path.Clean(d.Path), Mode: mode, Dev: unix.Mkdev(uint32(d.Major), uint32(d.Minor))}
 		if d.UID != nil {
 			node.UID = *d.UID
 		}
@@ -292,7 +293,7 @@ func newDevices(bad *problems, list []specs.LinuxDevice) []inside.Device {
 	}
 	for _, d := range defaultDevices {
 		if !listed[d.path] {
-			devices = append(devices, inside.Device{Path: d.path, Mode: unix.S_IFCHR | 0o666, Dev: unix.Mkdev(d.major, d.minor)})
+			devices = append(devices, rootfs.Device{Path: d.path, Mode: unix.S_IFCHR | 0o666, Dev: unix.Mkdev(d.major, d.minor)})
 		}
 	}
 	return devices

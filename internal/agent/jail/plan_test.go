@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/seed-efd44b36/kata/internal/agent/cgroup"
-	"github.com/seed-efd44b36/kata/internal/agent/jail/inside"
+	"github.com/seed-efd44b36/kata/internal/agent/jail/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -92,33 +92,33 @@ func TestRefused(t *testing.T) {
 func TestMountOptions(t *testing.T) {
 	tests := []struct {
 		mount specs.Mount
-		want  inside.Mount
+		want  rootfs.Mount
 	}{
 		{
 			specs.Mount{Type: "tmpfs", Source: "t", Options: []string{"nosuid", "size=1k", "ro", "rw", "noexec", "exec", "mode=755", "sync", "async"}},
-			inside.Mount{Type: "tmpfs", Name: "t", Set: unix.MOUNT_ATTR_NOSUID, Data: []string{"size=1k", "mode=755", "sync"}},
+			rootfs.Mount{Type: "tmpfs", Name: "t", Set: unix.MOUNT_ATTR_NOSUID, Data: []string{"size=1k", "mode=755", "sync"}},
 		},
 		{
 			specs.Mount{Type: "bind", Source: "/s/../t", Options: []string{"rbind", "ro", "nosuid", "suid", "rprivate"}},
-			inside.Mount{
+			rootfs.Mount{
 				Source: "/t", Recursive: true, Set: unix.MOUNT_ATTR_RDONLY, Clear: unix.MOUNT_ATTR_NOSUID,
 				Propagation: []uintptr{unix.MS_PRIVATE | unix.MS_REC},
 			},
 		},
 		{
 			specs.Mount{Type: "none", Source: "/t", Options: []string{"bind", "rro", "rnoatime", "nodev"}},
-			inside.Mount{
+			rootfs.Mount{
 				Source: "/t", SetAll: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOATIME, ClearAll: unix.MOUNT_ATTR__ATIME, // the kernel wants all of its bits
 				Set: unix.MOUNT_ATTR_NODEV,
 			},
 		},
 		{
 			specs.Mount{Options: []string{"remount", "rw"}},
-			inside.Mount{Remount: true, Clear: unix.MOUNT_ATTR_RDONLY},
+			rootfs.Mount{Remount: true, Clear: unix.MOUNT_ATTR_RDONLY},
 		},
 		{
 			specs.Mount{Type: "tmpfs", Options: []string{"noatime", "strictatime", "tmpcopyup"}},
-			inside.Mount{Type: "tmpfs", Set: unix.MOUNT_ATTR_STRICTATIME, CopyUp: true},
+			rootfs.Mount{Type: "tmpfs", Set: unix.MOUNT_ATTR_STRICTATIME, CopyUp: true},
 		},
 	}
 	for _, tt := range tests {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 
+	"github.com/seed-efd44b36/kata/internal/agent/jail/pty"
 	"golang.org/x/sys/unix"
 )
 
@@ -76,18 +77,18 @@ func deliver(c control, p *Plan, files []*os.File) error {
 	if err := setAppArmor(p.Process.AppArmor); err != nil {
 		return err
 	}
-	var terminal *pty
+	var terminal *pty.PTY
 	var master *os.File
 	if p.Process.Terminal {
 		var err error
-		if terminal, err = openPTY("/"); err != nil {
+		if terminal, err = pty.Open("/"); err != nil {
 			return err
 		}
-		defer closeAll([]*os.File{terminal.master, terminal.slave})
-		if err := terminal.resize(&p.Process); err != nil {
+		defer closeAll([]*os.File{terminal.Master, terminal.Slave})
+		if err := terminal.Resize(p.Process.Width, p.Process.Height); err != nil {
 			return err
 		}
-		files, master = []*os.File{terminal.slave, terminal.slave, terminal.slave}, terminal.master
+		files, master = []*os.File{terminal.Slave, terminal.Slave, terminal.Slave}, terminal.Master
 	}
 	own, err := newStdio(files)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"strconv"
 
+	"github.com/seed-efd44b36/kata/internal/agent/jail/pty"
 	"github.com/seed-efd44b36/kata/internal/safepath"
 	"golang.org/x/sys/unix"
 )
@@ -87,11 +88,11 @@ func run(c control, p *Plan, files []*os.File) error {
 		return fmt.Errorf("set oom_score_adj to %d: %w", p.Process.OOMScoreAdj, err)
 	}
 
-	var terminal *pty
+	var terminal *pty.PTY
 	if p.Root != nil {
-		terminal, err = setUpRoot(p)
+		terminal, err = p.Root.SetUp(p.Process.Cwd, p.Process.Terminal)
 	} else if p.Process.Terminal {
-		terminal, err = openPTY("/")
+		terminal, err = pty.Open("/")
 	}
 	if err != nil {
 		return err
@@ -111,14 +112,14 @@ func run(c control, p *Plan, files []*os.File) error {
 
 	var master *os.File
 	if terminal != nil {
-		master = terminal.master
-		if err := terminal.resize(&p.Process); err != nil {
+		master = terminal.Master
+		if err := terminal.Resize(p.Process.Width, p.Process.Height); err != nil {
 			return err
 		}
-		if err := terminal.control(); err != nil {
+		if err := terminal.Control(); err != nil {
 			return err
 		}
-		stdio = []*os.File{terminal.slave, terminal.slave, terminal.slave}
+		stdio = []*os.File{terminal.Slave, terminal.Slave, terminal.Slave}
 	}
 	return p.Process.run(c, stdio, master)
 }

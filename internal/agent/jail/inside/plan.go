@@ -8,7 +8,10 @@
 // the Go runtime made end with it.
 package inside
 
-import "golang.org/x/sys/unix"
+import (
+	"github.com/seed-efd44b36/kata/internal/agent/jail/rootfs"
+	"golang.org/x/sys/unix"
+)
 
 // Plan is what the process has to do.
 type Plan struct {
@@ -28,60 +31,12 @@ type Plan struct {
 	TimeOffsets string
 	// Root is what a new mount namespace is filled with; nil in a process that
 	// joined one.
-	Root       *Root
+	Root       *rootfs.Root
 	Hostname   string
 	Domainname string
 	// Sysctls are names below /proc/sys, with slashes, and values.
 	Sysctls [][2]string
 	Process Process
-}
-
-// Root is the container's file system.
-type Root struct {
-	// Path is a directory in the agent's mount namespace.
-	Path     string
-	ReadOnly bool
-	// Propagation is an MS_* flag, with MS_REC perhaps; 0 is MS_SLAVE|MS_REC.
-	Propagation uintptr
-	Mounts      []Mount
-	Devices     []Device
-	// MakeDev is unset if the container brings its own /dev.
-	MakeDev       bool
-	Masked        []string
-	ReadOnlyPaths []string
-}
-
-// Mount is a mount in the container.
-type Mount struct {
-	// Target is a path in the container.
-	Target string
-	// Type is the file system; empty for a bind mount and for a change to what is
-	// mounted there (Remount).
-	Type string
-	// Name is what a new file system is listed as.
-	Name string
-	// Source is a path in the agent's mount namespace, for a bind mount.
-	Source    string
-	Recursive bool
-	Remount   bool
-	// Data are options of the file system, "key=value" or "flag".
-	Data []string
-	// Set and Clear are MOUNT_ATTR_* bits for the mount itself, the others for it
-	// and all below it.
-	Set, Clear       uint64
-	SetAll, ClearAll uint64
-	// Propagation lists MS_* flags, with MS_REC perhaps.
-	Propagation []uintptr
-	// CopyUp fills a tmpfs with what it hides.
-	CopyUp bool
-}
-
-// Device is a device node.
-type Device struct {
-	Path     string
-	Mode     uint32 // with S_IFCHR, S_IFBLK or S_IFIFO
-	Dev      uint64
-	UID, GID uint32
 }
 
 // Process is how the container's program is run.

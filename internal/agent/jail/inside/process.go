@@ -164,6 +164,9 @@ func variable(env []string, name string) string {
 	return value
 }
 
+// nullDevice is the number of /dev/null.
+const nullDevice = 1<<8 | 3
+
 // stdio are the descriptors that become 0, 1 and 2.
 type stdio struct {
 	fds [3]int

@@ -1,10 +1,13 @@
-package inside
+// Package rootfs makes the file system of a container: it fills a new mount
+// namespace and makes the container's root its own. The root is hostile.
+package rootfs
 
 import (
 	"errors"
 	"fmt"
 	"os"
 
+	"github.com/seed-efd44b36/kata/internal/agent/jail/pty"
 	"github.com/seed-efd44b36/kata/internal/safepath"
 	"golang.org/x/sys/unix"
 )
@@ -21,10 +24,58 @@ type root struct {
 	late []*os.File
 }
 
-// setUpRoot fills the new mount namespace and makes the container's root its own.
-// It returns the terminal if one is asked for.
-func setUpRoot(p *Plan) (*pty, error) {
-	spec := p.Root
+// Root is the container's file system.
+type Root struct {
+	// Path is a directory in the agent's mount namespace.
+	Path     string
+	ReadOnly bool
+	// Propagation is an MS_* flag, with MS_REC perhaps; 0 is MS_SLAVE|MS_REC.
+	Propagation uintptr
+	Mounts      []Mount
+	Devices     []Device
+	// MakeDev is unset if the container brings its own /dev.
+	MakeDev       bool
+	Masked        []string
+	ReadOnlyPaths []string
+}
+
+// Mount is a mount in the container.
+type Mount struct {
+	// Target is a path in the container.
+	Target string
+	// Type is the file system; empty for a bind mount and for a change to what is
+	// mounted there (Remount).
+	Type string
+	// Name is what a new file system is listed as.
+	Name string
+	// Source is a path in the agent's mount namespace, for a bind mount.
+	Source    string
+	Recursive bool
+	Remount   bool
+	// Data are options of the file system, "key=value" or "flag".
+	Data []string
+	// Set and Clear are MOUNT_ATTR_* bits for the mount itself, the others for it
+	// and all below it.
+	Set, Clear       uint64
+	SetAll, ClearAll uint64
+	// Propagation lists MS_* flags, with MS_REC perhaps.
+	Propagation []uintptr
+	// CopyUp fills a tmpfs with what it hides.
+	CopyUp bool
+}
+
+// Device is a device node.
+type Device struct {
+	Path     string
+	Mode     uint32 // with S_IFCHR, S_IFBLK or S_IFIFO
+	Dev      uint64
+	UID, GID uint32
+}
+
+// SetUp fills the mount namespace, which must be new, and makes the root its own. The
+// working directory cwd is made if it is missing. It returns a terminal if one is
+// asked for.
+func (spec *Root) SetUp(cwd string, wantTerminal bool) (*pty.PTY, error) {
 	// The sources are taken before the propagation changes: those of shared
 	// mounts stay peers of theirs if the spec wants that.
 	sources, err := openSources(spec.Mounts)
@@ -56,13 +107,13 @@ func setUpRoot(p *Plan) (*pty, error) {
 			return nil, err
 		}
 	}
-	var terminal *pty
-	if p.Process.Terminal {
+	var terminal *pty.PTY
+	if wantTerminal {
 		if terminal, err = r.openConsole(); err != nil {
 			return nil, err
 		}
 	}
-	r.makeDir(p.Process.Cwd)
+	r.makeDir(cwd)
 	for _, name := range spec.ReadOnlyPaths {
 		if err := r.readOnly(name); err != nil {
 			return nil, fmt.Errorf("make %q read-only: %w", name, err)

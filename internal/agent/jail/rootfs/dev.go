@@ -1,4 +1,4 @@
-package inside
+package rootfs
 
 import (
 	"errors"
@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 
+	"github.com/seed-efd44b36/kata/internal/agent/jail/pty"
 	"github.com/seed-efd44b36/kata/internal/safepath"
 	"golang.org/x/sys/unix"
 )
@@ -102,19 +103,14 @@ func (r *root) link(name, target string) error {
 	return unix.Symlinkat(target, fd, base)
 }
 
-// pty is a terminal.
-type pty struct {
-	master, slave *os.File
-}
-
 // openConsole opens a terminal of the container's own devpts and makes it
 // /dev/console.
-func (r *root) openConsole() (*pty, error) {
+func (r *root) openConsole() (*pty.PTY, error) {
 	ptmx, err := safepath.Open(r.fd, "/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY)
 	if err != nil {
 		return nil, fmt.Errorf("open a terminal, is there a devpts at /dev/pts?: %w", err)
 	}
-	t, err := newPTY(ptmx)
+	t, err := pty.New(ptmx)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +121,7 @@ func (r *root) openConsole() (*pty, error) {
 	defer func() { _ = place.Close() }()
 	// By descriptor: a name in a directory that others can write to might by now be
 	// another thing (CVE-2025-52565).
-	tree, err := cloneTree(int(t.slave.Fd()), "", false)
+	tree, err := cloneTree(int(t.Slave.Fd()), "", false)
 	if err != nil {
 		return nil, fmt.Errorf("make /dev/console: %w", err)
 	}
@@ -134,64 +130,4 @@ func (r *root) openConsole() (*pty, error) {
 		return nil, fmt.Errorf("make /dev/console: %w", err)
 	}
 	return t, nil
-}
-
-// openPTY opens a terminal of the running container whose root is dir.
-func openPTY(dir string) (*pty, error) {
-	root, err := safepath.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = root.Close() }()
-	ptmx, err := safepath.Open(root, "/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("open a terminal, is there a devpts at /dev/pts?: %w", err)
-	}
-	return newPTY(ptmx)
-}
-
-// newPTY makes a terminal from its master side, after a look at what that is:
-// the name it was opened by belongs to the container.
-func newPTY(ptmx *os.File) (*pty, error) {
-	fd := int(ptmx.Fd())
-	var st unix.Stat_t
-	var fs unix.Statfs_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, err
-	}
-	if err := unix.Fstatfs(fd, &fs); err != nil {
-		return nil, err
-	}
-	const ptmxDevice = 5<<8 | 2
-	if fs.Type != unix.DEVPTS_SUPER_MAGIC || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != ptmxDevice {
-		return nil, errors.New("open a terminal: /dev/pts/ptmx is not of a devpts")
-	}
-	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		return nil, fmt.Errorf("unlock the terminal: %w", err)
-	}
-	// The other side by the kernel's hand and not by name.
-	slave, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if errno != 0 {
-		return nil, fmt.Errorf("open the terminal's other side: %w", errno)
-	}
-	return &pty{master: ptmx, slave: os.NewFile(slave, "terminal")}, nil
-}
-
-// resize gives the terminal the size that the process is to find.
-func (t *pty) resize(p *Process) error {
-	if p.Width == 0 || p.Height == 0 {
-		return nil
-	}
-	if err := unix.IoctlSetWinsize(int(t.slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: p.Width, Row: p.Height}); err != nil {
-		return fmt.Errorf("set the terminal's size: %w", err)
-	}
-	return nil
-}
-
-// control makes the terminal the process's own.
-func (t *pty) control() error {
-	if err := unix.IoctlSetInt(int(t.slave.Fd()), unix.TIOCSCTTY, 0); err != nil {
-		return fmt.Errorf("take the terminal: %w", err)
-	}
-	return nil
 }
