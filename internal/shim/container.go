@@ -52,8 +52,9 @@ type process struct {
 	starting sync.Mutex
 	started  bool // guarded by starting
 
-	mu sync.Mutex
-	io *stdio.Set // guarded by mu; nil before it is opened
+	mu        sync.Mutex
+	io        *stdio.Set // guarded by mu; nil before it is opened
+	inputOver bool       // guarded by mu: the client has said so
 }
 
 func exitedAt(e sandbox.Exit) *timestamppb.Timestamp {
@@ -84,11 +85,6 @@ func newContainer(ctx context.Context, s *service, sb *sandbox.Sandbox, r *task.
 		return nil, err
 	}
 	c.init.p, c.init.io = c.c.Init(), io
-	if err := io.Join(ctx, c.init.p.OpenStdio); err != nil {
-		_ = io.Close()
-		_ = c.c.Delete(context.WithoutCancel(ctx))
-		return nil, err
-	}
 	return c, nil
 }
 
@@ -188,45 +184,41 @@ func (p *process) start(ctx context.Context) error {
 	if p.started || p.ended() {
 		return fmt.Errorf("start %s: it has been started: %w", p.name(), sandbox.ErrState)
 	}
-	if p.id == "" {
-		if _, err := p.p.Start(ctx); err != nil {
-			return err
-		}
-		p.started = true
-		p.c.s.events.publish(&events.TaskStart{ContainerID: p.c.id, Pid: p.c.pid})
-		return nil
-	}
-	if err := p.openIO(ctx); err != nil {
+	if err := p.join(ctx); err != nil {
 		return fmt.Errorf("start %s: %w", p.name(), err)
 	}
 	if _, err := p.p.Start(ctx); err != nil {
 		return err
 	}
 	p.started = true
+	if p.id == "" {
+		p.c.s.events.publish(&events.TaskStart{ContainerID: p.c.id, Pid: p.c.pid})
+		return nil
+	}
 	p.c.s.events.publish(&events.TaskExecStarted{ContainerID: p.c.id, ExecID: p.id, Pid: p.c.pid})
 	p.c.s.watchers.Go(p.follow)
 	return nil
 }
 
-func (p *process) openIO(ctx context.Context) error {
+// join lets bytes flow between the process and its client.
+func (p *process) join(ctx context.Context) error {
 	p.mu.Lock()
-	again := p.io != nil
+	io := p.io
 	p.mu.Unlock()
-	if again { // a start that failed later
-		return nil
+	if io == nil { // that of a container was opened with it
+		var err error
+		if io, err = stdio.Open(ctx, p.names); err != nil {
+			return err
+		}
+		p.mu.Lock()
+		p.io = io
+		over := p.inputOver
+		p.mu.Unlock()
+		if over {
+			io.CloseInput()
+		}
 	}
-	io, err := stdio.Open(ctx, p.names)
-	if err != nil {
-		return err
-	}
-	if err := io.Join(ctx, p.p.OpenStdio); err != nil {
-		_ = io.Close()
-		return err
-	}
-	p.mu.Lock()
-	p.io = io
-	p.mu.Unlock()
-	return nil
+	return io.Join(ctx, p.p.OpenStdio)
 }
 
 // follow waits for the end of the process and publishes it: after its start,
@@ -349,6 +341,7 @@ func (p *process) deleteExec(ctx context.Context) error {
 func (p *process) closeInput() {
 	p.mu.Lock()
 	io := p.io
+	p.inputOver = true
 	p.mu.Unlock()
 	if io != nil {
 		io.CloseInput()

@@ -45,25 +45,30 @@ type Options struct {
 
 // Set is the host's side of a process's input and outputs.
 type Set struct {
-	in   *os.File          // nil for none
+	mounts *os.File
+	input  string // path, empty for none
+
+	in   *os.File          // nil for none, and before Join
 	out  [3]io.WriteCloser // 1 and 2; nil for none
 	done func() error      // ends what is behind the outputs; nil for nothing
 
 	outputs  sync.WaitGroup // the pumps of the outputs
 	drained  chan struct{}  // closed when they have ended
-	input    sync.WaitGroup
-	progress atomic.Uint64 // bytes of output that were carried
+	feeding  sync.WaitGroup // the pump of the input
+	progress atomic.Uint64  // bytes of output that were carried
 
 	mu      sync.Mutex
-	keeper  *os.File      // guarded by mu: holds the input open; nil when it is over
+	over    bool          // guarded by mu: the client says that the input is
+	keeper  *os.File      // guarded by mu: holds the input open until then
 	streams []link.Stream // guarded by mu: the guest's side
 	closed  bool          // guarded by mu
 }
 
-// Open opens what is named. For a program that logs it waits until that is
-// ready.
+// Open opens the outputs. For a program that logs it waits until that is ready.
+// The input waits for Join: a client whose input is short sees it taken and
+// over, and says so, before it has got an answer about the process and could.
 func Open(ctx context.Context, o Options) (_ *Set, err error) {
-	s := &Set{drained: make(chan struct{})}
+	s := &Set{mounts: o.Mounts, drained: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			close(s.drained)
@@ -74,12 +79,8 @@ func Open(ctx context.Context, o Options) (_ *Set, err error) {
 		o.Stderr = ""
 	}
 	if o.Stdin != "" {
-		path, err := plainPath(o.Stdin)
-		if err != nil {
+		if s.input, err = plainPath(o.Stdin); err != nil {
 			return nil, fmt.Errorf("standard input: %w", err)
-		}
-		if err := s.openInput(o.Mounts, path); err != nil {
-			return nil, fmt.Errorf("standard input %s: %w", path, err)
 		}
 	}
 	for fd, name := range map[int]string{1: o.Stdout, 2: o.Stderr} {
@@ -111,22 +112,31 @@ func plainPath(name string) (string, error) {
 	return u.Path, nil
 }
 
-func (s *Set) openInput(ns *os.File, path string) error {
-	return thread.InMounts(ns, func() (err error) {
-		if s.in, err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
+func (s *Set) openInput() error {
+	var in, keeper *os.File
+	err := thread.InMounts(s.mounts, func() (err error) {
+		if in, err = os.OpenFile(s.input, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
 			return err
 		}
-		st, err := s.in.Stat()
-		if err != nil {
+		st, err := in.Stat()
+		if err != nil || st.Mode()&os.ModeNamedPipe == 0 { // a file is over at its end
 			return err
-		}
-		if st.Mode()&os.ModeNamedPipe == 0 {
-			return nil // a file is over at its end
 		}
 		// There is a reader now, so this does not fail for want of one.
-		s.keeper, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		keeper, err = os.OpenFile(s.input, os.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		return err
 	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.in, s.keeper = in, keeper
+	if s.over && keeper != nil {
+		_ = keeper.Close()
+		s.keeper = nil
+	}
+	if err != nil {
+		return fmt.Errorf("standard input: %w", err)
+	}
+	return nil
 }
 
 func (s *Set) openOutput(ctx context.Context, o Options, fd int, name string) error {
@@ -184,13 +194,18 @@ func openFile(ns *os.File, path string) (f *os.File, err error) {
 
 // Wanted tells which of the descriptors 0, 1 and 2 there are.
 func (s *Set) Wanted() (stdin, stdout, stderr bool) {
-	return s.in != nil, s.out[1] != nil, s.out[2] != nil
+	return s.input != "", s.out[1] != nil, s.out[2] != nil
 }
 
-// Join opens the guest's streams and carries bytes from then on.
+// Join opens the input and the guest's streams, and carries bytes from then on.
 func (s *Set) Join(ctx context.Context, open func(ctx context.Context, fd int) (link.Stream, error)) error {
+	if s.input != "" {
+		if err := s.openInput(); err != nil {
+			return err
+		}
+	}
 	var streams [3]link.Stream
-	for fd, wanted := range []bool{s.in != nil, s.out[1] != nil, s.out[2] != nil} {
+	for fd, wanted := range []bool{s.input != "", s.out[1] != nil, s.out[2] != nil} {
 		if !wanted {
 			continue
 		}
@@ -213,7 +228,7 @@ func (s *Set) Join(ctx context.Context, open func(ctx context.Context, fd int) (
 		s.streams = append(s.streams, st)
 		s.mu.Unlock()
 		if fd == 0 {
-			s.input.Go(func() { s.pumpInput(st) })
+			s.feeding.Go(func() { s.pumpInput(st) })
 		} else {
 			s.outputs.Go(func() { s.pumpOutput(s.out[fd], st) })
 		}
@@ -258,6 +273,7 @@ func (c *counter) Write(b []byte) (int, error) {
 func (s *Set) CloseInput() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.over = true
 	if s.keeper != nil {
 		_ = s.keeper.Close()
 		s.keeper = nil
@@ -309,7 +325,7 @@ func (s *Set) Close() error {
 		_ = st.Close()
 	}
 	if len(streams) > 0 {
-		s.input.Wait()
+		s.feeding.Wait()
 		<-s.drained
 	}
 	if s.done != nil {
