@@ -15,9 +15,9 @@ import (
 	"github.com/seed-efd44b36/kata/internal/attach"
 	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/image"
+	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/runflags"
-	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/spf13/cobra"
 )
 
@@ -171,7 +171,7 @@ func (a *app) filesOf(r record) (runflags.Files, error) {
 // exitOf turns the end of a process into the end of this program.
 func exitOf(resp *proxyv1.WaitResponse, a *app) error {
 	if resp.GetReason() != "" {
-		fmt.Fprintln(a.errOut, "kata: "+sandbox.Printable(resp.GetReason(), 4000))
+		fmt.Fprintln(a.errOut, "kata: "+printable.Text(resp.GetReason(), 4000))
 	}
 	if resp.GetExitCode() != 0 {
 		return command.ExitError(resp.GetExitCode())

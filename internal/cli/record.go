@@ -15,6 +15,7 @@ import (
 
 	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"golang.org/x/sys/unix"
 )
@@ -288,7 +289,7 @@ func (c condition) String() string {
 	case c.exit == nil:
 		return "dead (its kata-proxy was killed)"
 	case c.exit.Reason != "":
-		return fmt.Sprintf("exited (%d): %s", c.exit.Code, sandbox.Printable(c.exit.Reason, 200))
+		return fmt.Sprintf("exited (%d): %s", c.exit.Code, printable.Text(c.exit.Reason, 200))
 	default:
 		return fmt.Sprintf("exited (%d) %s ago", c.exit.Code, age(c.exit.At))
 	}

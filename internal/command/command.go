@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"strings"
 
+	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -63,7 +64,7 @@ func (p Program) Main(args []string) int {
 		if i == 0 {
 			line = p.Name + ": " + line
 		}
-		fmt.Fprintln(os.Stderr, sandbox.Printable(line, maxLine))
+		fmt.Fprintln(os.Stderr, printable.Text(line, maxLine))
 	}
 	switch {
 	case errors.Is(err, sandbox.ErrCommandNotFound):

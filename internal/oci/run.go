@@ -12,8 +12,8 @@ import (
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 	"github.com/seed-efd44b36/kata/internal/attach"
 	"github.com/seed-efd44b36/kata/internal/command"
+	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/proxy"
-	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"github.com/spf13/cobra"
 )
@@ -84,7 +84,7 @@ func (a *app) run(ctx context.Context, id, bundle string, release func()) (err e
 		return err
 	}
 	if resp.GetReason() != "" {
-		fmt.Fprintln(a.errOut, "kata-runtime: "+sandbox.Printable(resp.GetReason(), 4000))
+		fmt.Fprintln(a.errOut, "kata-runtime: "+printable.Text(resp.GetReason(), 4000))
 	}
 	if code := resp.GetExitCode(); code != 0 {
 		return command.ExitError(code)

@@ -19,6 +19,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/network"
+	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
@@ -304,7 +305,7 @@ func (s *Sandbox) serveShare(ctx context.Context) (socket string, err error) {
 		case <-time.After(lostGrace):
 			// Without it every access to a file hangs.
 			exit, output := srv.Failure()
-			s.die(fmt.Errorf("the file server of the sandbox ended: %s", strings.Join(append([]string{exit}, tailLines(output, 3)...), "; ")))
+			s.die(fmt.Errorf("the file server of the sandbox ended: %s", strings.Join(append([]string{exit}, printable.Lines(output, 3)...), "; ")))
 		}
 	})
 	return srv.Socket(), nil
@@ -395,7 +396,7 @@ func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 	if err != nil {
 		return fmt.Errorf("agent's first answer: %w", fromGuest(err, false))
 	}
-	s.kernel = Printable(d.GetKernelRelease(), 128)
+	s.kernel = printable.Text(d.GetKernelRelease(), 128)
 	if s.conf.Runtime.Debug {
 		s.background.Go(s.followGuestLog)
 	}

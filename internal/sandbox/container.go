@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/hook"
+	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"golang.org/x/sys/unix"
@@ -355,7 +356,7 @@ func (c *Container) Stats(ctx context.Context) (*agentv1.StatsContainerResponse,
 		return nil, fmt.Errorf("stats of container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
 	}
 	for _, n := range resp.GetNetwork() {
-		n.Name = Printable(n.GetName(), unix.IFNAMSIZ)
+		n.Name = printable.Text(n.GetName(), unix.IFNAMSIZ)
 	}
 	return resp, nil
 }
@@ -371,7 +372,7 @@ func (c *Container) Processes(ctx context.Context) ([]*agentv1.Process, error) {
 	}
 	ps := resp.GetProcesses()
 	for _, p := range ps {
-		p.Command, p.State = Printable(p.GetCommand(), maxCommand), Printable(p.GetState(), 1)
+		p.Command, p.State = printable.Text(p.GetCommand(), maxCommand), printable.Text(p.GetState(), 1)
 		if _, err := c.Process(p.GetExec()); err != nil {
 			p.Exec = "" // we have given no such id
 		}

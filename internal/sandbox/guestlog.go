@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/printable"
 )
 
 // Bounds of what a guest may put into the host's log.
@@ -25,6 +26,6 @@ func (s *Sandbox) followGuestLog() {
 	lines := bufio.NewScanner(io.LimitReader(st, maxGuestLog))
 	lines.Buffer(make([]byte, 0, maxGuestLine), maxGuestLine)
 	for lines.Scan() {
-		s.log.Debug("guest", "line", Printable(lines.Text(), maxGuestLine))
+		s.log.Debug("guest", "line", printable.Text(lines.Text(), maxGuestLine))
 	}
 }

@@ -219,6 +219,11 @@ func live(t *testing.T, r *rig, method, reason string) {
 	}
 	p := c.Init()
 	err = sandboxtest.Within(t, "Start", func() error { _, err := p.Start(t.Context()); return err })
+	// The wait is asked for with the start, and its fault may come first.
+	if err != nil && method == "WaitProcess" {
+		sandboxtest.CheckReason(t, err.Error(), reason)
+		return
+	}
 	if failed("Start", err, "StartProcess") {
 		sandboxtest.Within(t, "end of a process that could not be started", func() error { <-p.Done(); return nil })
 		sandboxtest.CheckReason(t, p.Exit().Reason, reason)

@@ -20,7 +20,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -30,7 +29,9 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/resources"
+	"github.com/seed-efd44b36/kata/internal/sandbox/failure"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"golang.org/x/sys/unix"
@@ -267,7 +268,7 @@ func (s *Sandbox) die(err error) {
 		return
 	}
 	if !closing {
-		s.log.Error("sandbox died", "error", Printable(err.Error(), 2000))
+		s.log.Error("sandbox died", "error", printable.Text(err.Error(), 2000))
 	}
 	s.endLife()
 	for _, c := range s.list() {
@@ -398,7 +399,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		_, err := s.agent.Shutdown(callCtx, &agentv1.ShutdownRequest{})
 		cancel()
 		if err != nil && !errors.Is(err, ttrpc.ErrClosed) {
-			s.log.Debug("guest did not confirm its shutdown", "error", Printable(err.Error(), 500))
+			s.log.Debug("guest did not confirm its shutdown", "error", printable.Text(err.Error(), 500))
 		}
 	}
 	s.die(ErrDead)
@@ -411,38 +412,17 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	return nil
 }
 
-// remedies map a word in a failure's text to a next step for a person.
-var remedies = []struct{ word, step string }{ //nolint:gochecknoglobals // a constant table
-	{"kernel panicked", "check hypervisor.kernel and kernel_params, or remove them to use the default"},
-	{"did not answer", "run `kata-runtime check`; under emulation on a busy machine raise boot_timeout in the configuration"},
-	{"Cannot allocate memory", "free memory or lower hypervisor.default_memory"},
-	{"No space left", "free space on the file system of runtime.cache_dir and state_dir"},
-	{"no such file", "run `kata-runtime check` to see which part is missing"},
-}
-
-// explain makes a startError out of a failure during Boot.
+// explain tells all that is known of a failure during Boot.
 func (s *Sandbox) explain(err error) error {
-	se := &startError{id: s.id, cause: s.orDead(err)}
+	f := failure.Start{ID: s.id, Cause: s.orDead(err)}
 	if s.machine != nil {
-		se.tail = s.machine.Console()
+		f.Console = s.machine.Console()
 		select {
 		case <-s.machine.Done():
 			e := s.machine.Kill(context.Background())
-			se.exit = &e
-			se.tail = e.Console
+			f.Exit, f.Console = &e, e.Console
 		default:
 		}
 	}
-	se.panicked()
-	text := se.Error()
-	for _, r := range remedies {
-		if strings.Contains(text, r.word) {
-			se.remedy = r.step
-			break
-		}
-	}
-	if se.remedy == "" {
-		se.remedy = "run `kata-runtime check`"
-	}
-	return se
+	return f.Error()
 }

@@ -11,6 +11,7 @@ import (
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/shim/stdio"
 	"golang.org/x/sys/unix"
@@ -38,6 +39,7 @@ type ctr struct {
 	mu     sync.Mutex
 	execs  map[string]*process // guarded by mu; nil while being made
 	paused bool                // guarded by mu
+	oom    bool                // guarded by mu: it has been told
 }
 
 // process is the first process of a container, or an exec.
@@ -148,6 +150,18 @@ func (c *ctr) pids() []*tasktypes.ProcessInfo {
 	return []*tasktypes.ProcessInfo{{Pid: c.pid}}
 }
 
+// outOfMemory publishes that a process of the container was killed for want of
+// memory: once, since it is the guest's word, and before the exit.
+func (c *ctr) outOfMemory() {
+	c.mu.Lock()
+	again := c.oom
+	c.oom = true
+	c.mu.Unlock()
+	if !again {
+		c.s.events.publish(&events.TaskOOM{ContainerID: c.id})
+	}
+}
+
 // sharesPID tells whether the container's processes outlive its first one, for
 // want of a pid namespace of its own.
 func (c *ctr) sharesPID() bool {
@@ -235,10 +249,10 @@ func (p *process) follow() {
 	p.starting.Unlock()
 	e, log := p.p.Exit(), p.c.s.logger()
 	if e.Reason != "" {
-		log.Warn("process ended", "container", p.c.id, "exec", p.id, "code", e.Code, "reason", sandbox.Printable(e.Reason, 500))
+		log.Warn("process ended", "container", p.c.id, "exec", p.id, "code", e.Code, "reason", printable.Text(e.Reason, 500))
 	}
 	if e.OOMKilled && p.id == "" {
-		p.c.s.events.publish(&events.TaskOOM{ContainerID: p.c.id})
+		p.c.outOfMemory()
 	}
 	id := p.id
 	if id == "" {

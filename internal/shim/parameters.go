@@ -10,6 +10,7 @@ import (
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"github.com/seed-efd44b36/kata/internal/config"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -91,8 +92,8 @@ func (p *parameters) readOptions(a *anypb.Any) {
 	}
 }
 
-// configPath is the configuration that the options name. One that is given as a
-// text is written to the bundle.
+// configPath is the configuration that the options name, or the environment. One
+// that is given as a text is written to the bundle.
 func (p *parameters) configPath(bundle string) (string, error) {
 	path, body := p.options.GetConfigPath(), p.options.GetConfigBody()
 	switch {
@@ -111,5 +112,6 @@ func (p *parameters) configPath(bundle string) (string, error) {
 		}
 		return path, nil
 	}
-	return "", nil
+	// The shim has an environment of its own, and `delete` may have another.
+	return os.Getenv(config.EnvFile), nil
 }

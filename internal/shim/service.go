@@ -31,7 +31,7 @@ type service struct {
 	// stop ends the process, after Shutdown.
 	stop func()
 
-	watchers sync.WaitGroup // one for each process, until its exit is told
+	watchers sync.WaitGroup // of the sandbox, and of each process until its exit is told
 
 	mu     sync.Mutex
 	log    *slog.Logger     // guarded by mu: the sandbox's, when there is one
@@ -80,6 +80,16 @@ func (s *service) boot(ctx context.Context, bundle string) error {
 	s.mu.Lock()
 	s.sb, s.log, s.vmm = sb, log, uint32(sb.Info().VMMPID)
 	s.mu.Unlock()
+	s.watchers.Go(func() { // ends with the sandbox
+		err := sb.OutOfMemory(context.Background(), func(id string) {
+			if c, err := s.find(id); err == nil {
+				c.outOfMemory()
+			}
+		})
+		if err != nil {
+			log.Warn("kills for want of memory are told late", "error", err)
+		}
+	})
 	return nil
 }
 

@@ -1,0 +1,104 @@
+// Package failure tells why a sandbox did not start, whole: what failed, how the
+// VMM ended, what it and the guest's console said last, and what to do next. It
+// is pure; much of what it is given is the guest's word.
+package failure
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/seed-efd44b36/kata/internal/printable"
+	"github.com/seed-efd44b36/kata/internal/vmm"
+)
+
+// Start is what is known of a failure to start.
+type Start struct {
+	ID string
+	// Cause is what failed, which the error wraps.
+	Cause error
+	// Exit is how the VMM ended, nil while it runs.
+	Exit *vmm.Exit
+	// Console is what came out of the guest's console last.
+	Console []byte
+}
+
+// remedies map a word in a failure's text to a next step for a person.
+var remedies = []struct{ word, step string }{ //nolint:gochecknoglobals // a constant table
+	{"kernel panicked", "check hypervisor.kernel and kernel_params, or remove them to use the default"},
+	{"did not answer", "run `kata-runtime check`; under emulation on a busy machine raise boot_timeout in the configuration"},
+	{"Cannot allocate memory", "free memory or lower hypervisor.default_memory"},
+	{"No space left", "free space on the file system of runtime.cache_dir and state_dir"},
+	{"no such file", "run `kata-runtime check` to see which part is missing"},
+}
+
+// Error makes an error of it.
+func (f Start) Error() error {
+	se := &startError{id: f.ID, cause: f.Cause, exit: f.Exit, tail: f.Console}
+	se.panicked()
+	text := se.Error()
+	for _, r := range remedies {
+		if strings.Contains(text, r.word) {
+			se.remedy = r.step
+			break
+		}
+	}
+	if se.remedy == "" {
+		se.remedy = "run `kata-runtime check`"
+	}
+	return se
+}
+
+// startError is a failure to start, told whole: what failed, how the VMM
+// ended, what it and the guest's console said last, and what to do next.
+type startError struct {
+	id     string
+	cause  error
+	exit   *vmm.Exit // nil while the VMM runs
+	tail   []byte    // console
+	remedy string
+}
+
+func (e *startError) Unwrap() error { return e.cause }
+
+// panicked looks for a panic of the guest's kernel in the console's output. If
+// there is one, it is the cause, and the way to it in the kernel is left out.
+func (e *startError) panicked() {
+	before, after, found := bytes.Cut(e.tail, []byte("Kernel panic - not syncing: "))
+	if !found {
+		return
+	}
+	why, _, _ := bytes.Cut(after, []byte("\n"))
+	e.tail = before[:bytes.LastIndexByte(before, '\n')+1]
+	if !strings.Contains(e.cause.Error(), "kernel panicked") { // else the VMM has told it
+		e.cause = fmt.Errorf("the guest's kernel panicked (%s): %w", printable.Text(strings.TrimSpace(string(why)), 200), e.cause)
+	}
+}
+
+func (e *startError) Error() string {
+	var b strings.Builder
+	cause := e.cause.Error()
+	fmt.Fprintf(&b, "start sandbox %s: %s", e.id, cause)
+	section := func(name string, raw []byte) {
+		lines := printable.Lines(raw, 12)
+		if len(lines) == 0 || strings.Contains(cause, lines[len(lines)-1]) { // the VMM has quoted it
+			return
+		}
+		fmt.Fprintf(&b, "\n  %s:", name)
+		for _, l := range lines {
+			b.WriteString("\n    " + l)
+		}
+	}
+	if e.exit != nil {
+		if e.exit.Err != nil && !errors.Is(e.cause, vmm.ErrGone) {
+			fmt.Fprintf(&b, "\n  virtual machine: %s", printable.Text(e.exit.Err.Error(), 500))
+		}
+		section("VMM's error output", e.exit.Stderr)
+	}
+	section("guest console, last lines", e.tail)
+	if e.remedy != "" {
+		fmt.Fprintf(&b, "\n  next: %s", e.remedy)
+	}
+	return b.String()
+}
