@@ -165,8 +165,19 @@ func populate(j job) error {
 			return err
 		}
 	}
-	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil { //nolint:noctx // as above
-		return fmt.Errorf("loopback: %w: %s", err, strings.TrimSpace(string(out)))
+	// An outside that leads nowhere: hosts have an address that is not loopback's.
+	for _, command := range []string{
+		"ip link set lo up",
+		"ip link add outside type veth peer name nowhere",
+		"ip address add 192.0.2.1/24 dev outside",
+		"ip link set outside up",
+		"ip link set nowhere up",
+		"ip route add default via 192.0.2.254",
+	} {
+		words := strings.Fields(command)
+		if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil { //nolint:noctx,gosec // as above; the words are ours
+			return fmt.Errorf("%s: %w: %s", command, err, strings.TrimSpace(string(out)))
+		}
 	}
 	return nil
 }
