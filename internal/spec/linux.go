@@ -102,6 +102,12 @@ func (t *translation) namespaces(l *specs.Linux) {
 			t.refuse("linux.namespaces", "without a %q namespace the container would use the "+option+", which a virtual machine cannot", string(typ))
 		}
 	}
+	// On a host with version 1, engines ask for none, and the runtime shows the
+	// container its own cgroup all the same. Here the namespace does that: a
+	// program that looks for its limits finds them.
+	if !seen[specs.CgroupNamespace] {
+		guest = append(guest, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
 	l.Namespaces = guest
 }
 

@@ -38,6 +38,30 @@ func options() Options {
 	}
 }
 
+// TestContainerSeesItsOwnCgroup: engines on a host with version 1 ask for no
+// namespace.
+func TestContainerSeesItsOwnCgroup(t *testing.T) {
+	for _, asked := range []bool{false, true} {
+		s := base()
+		if !asked {
+			s.Linux.Namespaces = s.Linux.Namespaces[:5]
+		}
+		plan, err := Translate(s, options())
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, ns := range plan.Guest.Linux.Namespaces {
+			if ns.Type == specs.CgroupNamespace {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("asked for: %v; %d cgroup namespaces, want 1", asked, n)
+		}
+	}
+}
+
 func TestTranslate(t *testing.T) {
 	s := base()
 	s.Root.Readonly = true
