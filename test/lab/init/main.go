@@ -175,7 +175,7 @@ func populate(j job) error {
 		"ip route add default via 192.0.2.254",
 	} {
 		words := strings.Fields(command)
-		if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil { //nolint:noctx,gosec // as above; the words are ours
+		if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil { //nolint:noctx // as above
 			return fmt.Errorf("%s: %w: %s", command, err, strings.TrimSpace(string(out)))
 		}
 	}
