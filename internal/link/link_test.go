@@ -171,6 +171,48 @@ func TestManyStreams(t *testing.T) {
 	})
 }
 
+func TestCopy(t *testing.T) {
+	links(t, func(t *testing.T, o Opener, l Listener) {
+		c, s := open(t, o, l, stdio)
+		data := make([]byte, 5*window+7)
+		r := rand.NewChaCha8([32]byte{1})
+		r.Read(data)
+		var work sync.WaitGroup
+		work.Go(func() {
+			for rest := data; len(rest) > 0; {
+				n := min(len(rest), 1+int(r.Uint64()%(2*copySize)))
+				if _, err := s.Write(rest[:n]); err != nil {
+					t.Errorf("write: %v", err)
+					return
+				}
+				rest = rest[n:]
+			}
+			s.CloseWrite()
+		})
+		var got bytes.Buffer
+		n, err := Copy(&got, c)
+		if err != nil || n != int64(len(data)) || !bytes.Equal(got.Bytes(), data) {
+			t.Errorf("copied %d of %d bytes, %v; the same: %t", n, len(data), err, bytes.Equal(got.Bytes(), data))
+		}
+		work.Wait()
+	})
+}
+
+// refusal is a writer that takes nothing.
+type refusal struct{}
+
+func (refusal) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+func TestCopyTellsOfTheWriter(t *testing.T) {
+	links(t, func(t *testing.T, o Opener, l Listener) {
+		c, s := open(t, o, l, stdio)
+		s.Write([]byte("hello"))
+		if n, err := Copy(refusal{}, c); n != 0 || !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("copied %d, %v", n, err)
+		}
+	})
+}
+
 func TestCloseStopsWriter(t *testing.T) {
 	links(t, func(t *testing.T, o Opener, l Listener) {
 		c, s := open(t, o, l, stdio)
@@ -323,10 +365,10 @@ func TestGreeting(t *testing.T) {
 		name, answer, want string
 		is                 error
 	}{
-		{"no common version", answer(7, 9, 0), "speaks 7 to 9, this one 1 to 1", ErrVersion},
-		{"chosen what we do not speak", answer(1, 1, 2), "this one 1 to 1", ErrVersion},
+		{"no common version", answer(7, 9, 0), "speaks 7 to 9, this one 2 to 2", ErrVersion},
+		{"chosen what we do not speak", answer(1, 1, 1), "this one 2 to 2", ErrVersion},
 		{"not our protocol", "SSH-2.0-OpenSSH_9.2p1", "instead of", nil},
-		{"cut short", answer(1, 1, 1)[:9], "unexpected EOF", io.ErrUnexpectedEOF},
+		{"cut short", answer(2, 2, 2)[:9], "unexpected EOF", io.ErrUnexpectedEOF},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a, b := conns(t)
@@ -348,12 +390,12 @@ func TestGreeting(t *testing.T) {
 	})
 	t.Run("client of the future", func(t *testing.T) {
 		a, b := conns(t)
-		a.Write([]byte(helloMagic + "\x00\x02\x00\x05"))
-		if _, err := Serve(b); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "2 to 5") {
+		a.Write([]byte(helloMagic + "\x00\x03\x00\x05"))
+		if _, err := Serve(b); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "3 to 5") {
 			t.Errorf("got %v", err)
 		}
 		got := make([]byte, serverHello)
-		if _, err := io.ReadFull(a, got); err != nil || string(got) != answer(1, 1, 0) {
+		if _, err := io.ReadFull(a, got); err != nil || string(got) != answer(2, 2, 0) {
 			t.Errorf("answered %q, %v", got, err)
 		}
 	})
@@ -366,7 +408,7 @@ func TestGreeting(t *testing.T) {
 		}
 		defer l.Close()
 		got := make([]byte, serverHello)
-		if _, err := io.ReadFull(a, got); err != nil || string(got) != answer(1, 1, 1) {
+		if _, err := io.ReadFull(a, got); err != nil || string(got) != answer(2, 2, 2) {
 			t.Errorf("answered %q, %v", got, err)
 		}
 	})
@@ -389,10 +431,10 @@ func TestViolations(t *testing.T) {
 		t.Fatal(err)
 	}
 	opened := frame(frameOpen, 1, string(h))
-	data := frame(frameData, 1, strings.Repeat("x", 32<<10-frameHeader))
+	half := frame(frameData, 1, strings.Repeat("x", window/2))
 	for _, tt := range []struct{ name, bytes string }{
 		{"unknown type", frame(9, 1, "")},
-		{"reserved byte", "\x01\x01" + opened[2:]},
+		{"open with the longest length", "\x01\xff\xff\xff" + opened[4:]},
 		{"open out of order", frame(frameOpen, 2, string(h))},
 		{"open twice", opened + opened},
 		{"open with a long header", frame(frameOpen, 1, strings.Repeat("x", maxHeader+1))},
@@ -404,7 +446,8 @@ func TestViolations(t *testing.T) {
 		{"data after fin", opened + frame(frameFin, 1, "") + frame(frameData, 1, "x")},
 		{"two fins", opened + frame(frameFin, 1, "") + frame(frameFin, 1, "")},
 		{"fin with payload", opened + frame(frameFin, 1, "x")},
-		{"more than the window", opened + strings.Repeat(data, 17)},
+		{"more data than a frame has", opened + frame(frameData, 1, strings.Repeat("x", maxPayload+1))},
+		{"more than the window", opened + half + half + frame(frameData, 1, "x")},
 		{"credit for nothing", opened + frame(frameCredit, 1, "\x00\x00\x00\x01")},
 		{"short credit", opened + frame(frameCredit, 1, "\x00\x00\x00")},
 		{"stop of a stream to come", frame(frameStop, 5, "")},
@@ -412,7 +455,7 @@ func TestViolations(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			a, b := conns(t)
 			go func() { io.Copy(io.Discard, a) }()
-			go func() { a.Write([]byte(helloMagic + "\x00\x01\x00\x01" + tt.bytes)) }()
+			go func() { a.Write([]byte(helloMagic + "\x00\x02\x00\x02" + tt.bytes)) }()
 			l, err := Serve(b)
 			if err != nil {
 				t.Fatal(err)
@@ -567,13 +610,14 @@ func FuzzReadHeader(f *testing.F) {
 }
 
 func FuzzHello(f *testing.F) {
+	f.Add([]byte(helloMagic + "\x00\x02\x00\x02\x00\x02"))
 	f.Add([]byte(helloMagic + "\x00\x01\x00\x01\x00\x01"))
 	f.Add([]byte("KATAKATAlink\x00\x01\x00\x02"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if v, err := readHello(bytes.NewReader(b)); err == nil && v != 1 {
+		if v, err := readHello(bytes.NewReader(b)); err == nil && v != maxVersion {
 			t.Errorf("client took version %d", v)
 		}
-		if v, err := answerHello(bufio.NewReader(bytes.NewReader(b)), io.Discard); err == nil && v != 1 {
+		if v, err := answerHello(bufio.NewReader(bytes.NewReader(b)), io.Discard); err == nil && v != maxVersion {
 			t.Errorf("server chose version %d", v)
 		}
 	})
@@ -594,6 +638,9 @@ func FuzzSession(f *testing.F) {
 	}
 	f.Add([]byte(frame(frameOpen, 1, string(h)) + frame(frameData, 1, "hello") + frame(frameFin, 1, "") + frame(frameStop, 1, "")))
 	f.Add([]byte(frame(frameData, 1, "hello") + frame(frameCredit, 1, "\x00\x00\x00\x05") + frame(frameStop, 1, "")))
+	long := frame(frameData, 1, strings.Repeat("x", smallRing+1))
+	f.Add([]byte(frame(frameOpen, 1, string(h)) + frame(frameData, 1, "hello") + long + frame(frameFin, 1, "")))
+	f.Add([]byte(long + frame(frameData, 1, "hello") + frame(frameFin, 1, "")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, client := range []bool{false, true} {
 			conn := feed{bytes.NewReader(b), io.Discard}
@@ -602,7 +649,7 @@ func FuzzSession(f *testing.F) {
 				// May come too late; what counts is that nothing breaks.
 				if st, err := s.Open(context.Background(), stdio); err == nil {
 					st.Write([]byte("hello"))
-					io.Copy(io.Discard, st)
+					Copy(io.Discard, st)
 				}
 			}
 			<-s.done

@@ -11,8 +11,8 @@ import (
 	"sync"
 )
 
-// A frame is 8 bytes of header (type, zero, length of the payload, stream) and
-// the payload. docs/link.md has the whole story.
+// A frame is 8 bytes of header (type, length of the payload, stream) and the
+// payload. docs/link.md has the whole story.
 const (
 	frameOpen   = 1 // payload: header of the stream; client to server only
 	frameData   = 2 // payload: bytes of the stream
@@ -21,9 +21,13 @@ const (
 	frameCredit = 5 // payload: how many more bytes may be sent
 
 	frameHeader = 8
-	// maxPayload makes a full frame as long as the largest message that
-	// Linux's virtio_console driver takes in one write.
-	maxPayload = 32<<10 - frameHeader
+	// maxPayload is how much data a frame may have: as much as a process can
+	// write ahead into a pipe.
+	maxPayload = 256 << 10
+	// maxCopied is how much a frame has that was not taken out of a pipe. So a
+	// full one is as long as the largest message that Linux's virtio_console
+	// driver takes in one write.
+	maxCopied = 32<<10 - frameHeader
 	// window is how many bytes of a stream may be under way or unread.
 	window = 512 << 10
 	// maxStreams is how many streams a session may have.
@@ -39,11 +43,13 @@ var errProtocol = errors.New("link protocol violated")
 // session is one end of a multiplexed byte stream.
 type session struct {
 	conn   io.ReadWriteCloser
+	pipes  PipeConn // conn, if it is one, else nil
 	r      *bufio.Reader
 	client bool
 	accept chan accepted // server only
 	done   chan struct{} // closed when the session has ended
 	work   sync.WaitGroup
+	spare  sync.Pool // of *[window]byte; rings that are free
 
 	mu      sync.Mutex
 	wake    sync.Cond          // of mu; the sender waits on it
@@ -116,6 +122,7 @@ func newSession(conn io.ReadWriteCloser, r *bufio.Reader, client bool) *session 
 		streams: make(map[uint32]*stream),
 	}
 	s.wake.L = &s.mu
+	s.pipes, _ = conn.(PipeConn)
 	if !client {
 		// Room for all that can be open, so that the receiver never waits.
 		s.accept = make(chan accepted, maxStreams)
@@ -191,8 +198,7 @@ func (s *session) Accept() (Stream, Header, error) {
 
 // appendFrame appends a frame's header.
 func appendFrame(b []byte, kind byte, id uint32, length int) []byte {
-	b = append(b, kind, 0)
-	b = binary.BigEndian.AppendUint16(b, uint16(length))
+	b = append(b, kind, byte(length>>16), byte(length>>8), byte(length))
 	return binary.BigEndian.AppendUint32(b, id)
 }
 
@@ -208,27 +214,47 @@ func (s *session) queue(kind byte, id uint32, payload []byte) {
 func (s *session) send() error {
 	buf := make([]byte, 0, 4<<10)
 	for {
-		s.mu.Lock()
-		for s.err == nil && len(s.control) == 0 && len(s.ready) == 0 {
-			s.wake.Wait()
+		var taken int
+		var err error
+		if buf, taken, err = s.next(buf[:0]); err != nil {
+			return err
 		}
-		if s.err != nil {
-			s.mu.Unlock()
-			return s.err
+		switch {
+		case taken > 0:
+			err = s.pipes.SendTaken(buf)
+		case len(buf) > 0:
+			_, err = s.conn.Write(buf)
 		}
-		buf = append(buf[:0], s.control...)
-		s.control = s.control[:0]
-		for len(s.ready) > 0 && len(buf) < batch {
-			st := s.ready[0]
-			s.ready = s.ready[1:]
-			st.queued = false
-			buf = st.appendNext(buf)
-		}
-		s.mu.Unlock()
-		if _, err := s.conn.Write(buf); err != nil {
+		if err != nil {
 			return fmt.Errorf("link: %w", err)
 		}
 	}
+}
+
+// next waits until there is something to send and appends it to buf. The
+// payload of the last frame may have been taken out of a pipe instead.
+func (s *session) next(buf []byte) (_ []byte, taken int, _ error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.err == nil && len(s.control) == 0 && len(s.ready) == 0 {
+		s.wake.Wait()
+	}
+	if s.err != nil {
+		return nil, 0, s.err
+	}
+	buf = append(buf, s.control...)
+	s.control = s.control[:0]
+	for len(s.ready) > 0 && len(buf) < batch && taken == 0 {
+		st := s.ready[0]
+		s.ready = s.ready[1:]
+		st.queued = false
+		if st.pipe == noPipe {
+			buf = st.appendNext(buf)
+		} else if taken = st.take(); taken > 0 {
+			buf = appendFrame(buf, frameData, st.id, taken)
+		}
+	}
+	return buf, taken, nil
 }
 
 // receive handles frames until the session ends. It never waits for anything
@@ -239,10 +265,7 @@ func (s *session) receive() error {
 		if _, err := io.ReadFull(s.r, h[:]); err != nil {
 			return fmt.Errorf("link: %w", err)
 		}
-		kind, length, id := h[0], int(binary.BigEndian.Uint16(h[2:])), binary.BigEndian.Uint32(h[4:])
-		if h[1] != 0 {
-			return fmt.Errorf("%w: reserved byte is %d", errProtocol, h[1])
-		}
+		kind, length, id := h[0], int(h[1])<<16|int(h[2])<<8|int(h[3]), binary.BigEndian.Uint32(h[4:])
 		var err error
 		switch kind {
 		case frameOpen:
@@ -314,7 +337,7 @@ func (s *session) receiveData(id uint32, length int) error {
 		_, err := s.r.Discard(length)
 		return err
 	}
-	st.in.grow(length)
+	st.in.grow(length, &s.spare)
 	st.filling = true
 	a, b := st.in.free(length)
 	s.mu.Unlock()
@@ -366,7 +389,7 @@ func (s *session) receiveControl(kind byte, id uint32, length int) error {
 		st.retire()
 	case frameStop:
 		st.remoteStop = true
-		st.pending = nil
+		st.drop()
 		st.finish()
 		st.writable.notify()
 	case frameCredit:

@@ -2,6 +2,7 @@ package link
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -45,6 +46,8 @@ type stream struct {
 	stopped   bool // this side reads no more
 
 	pending    []byte // what Write was given and has not been sent
+	pipe       int    // what SendPipe sends; noPipe when it sends nothing
+	pipeErr    error  // why pipe has become noPipe; nil: it was empty
 	credit     int    // how much may be sent
 	queued     bool   // in s.ready
 	fin        bool   // fin is to be sent after pending
@@ -52,20 +55,24 @@ type stream struct {
 	remoteStop bool // the other side reads no more
 }
 
+// noPipe is no file descriptor.
+const noPipe = -1
+
 func newStream(s *session, id uint32) *stream {
 	return &stream{
 		s: s, id: id,
 		readable: make(signal, 1), writable: make(signal, 1),
 		readBy: newDeadline(), writeBy: newDeadline(),
 		closed:    make(chan struct{}),
-		allowance: window, credit: window,
+		allowance: window, credit: window, pipe: noPipe,
 	}
 }
 
 // enqueue puts the stream into the sender's queue if it has something that can
 // be sent. s.mu is held.
 func (st *stream) enqueue() {
-	if st.queued || st.finSent || !st.fin && len(st.pending) == 0 || len(st.pending) > 0 && st.credit == 0 {
+	data := len(st.pending) > 0 || st.pipe != noPipe
+	if st.queued || st.finSent || !st.fin && !data || data && st.credit == 0 {
 		return
 	}
 	st.queued = true
@@ -76,7 +83,7 @@ func (st *stream) enqueue() {
 // appendNext appends the stream's next frame to b, if there is one, and queues
 // the stream again if there is more. s.mu is held.
 func (st *stream) appendNext(b []byte) []byte {
-	if n := min(len(st.pending), st.credit, maxPayload); n > 0 {
+	if n := min(len(st.pending), st.credit, maxCopied); n > 0 {
 		b = append(appendFrame(b, frameData, st.id, n), st.pending[:n]...)
 		st.credit -= n
 		st.pending = st.pending[n:]
@@ -112,6 +119,39 @@ func (st *stream) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	in, err := st.await()
+	if err != nil {
+		return 0, err
+	}
+	n := in.copy(p)
+	st.consume(n)
+	return n, nil
+}
+
+// writeTo writes what arrives to w, without a buffer in between.
+func (st *stream) writeTo(w io.Writer) (written int64, err error) {
+	st.reading.Lock()
+	defer st.reading.Unlock()
+	for {
+		in, err := st.await()
+		if errors.Is(err, io.EOF) {
+			return written, nil
+		}
+		if err != nil {
+			return written, err
+		}
+		n, err := w.Write(in.next(copySize))
+		st.consume(n)
+		written += int64(n)
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
+// await waits until there is something to read and returns the ring that has
+// it. What is in it stays until it is consumed.
+func (st *stream) await() (ring, error) {
 	s := st.s
 	for {
 		s.mu.Lock()
@@ -120,27 +160,25 @@ func (st *stream) Read(p []byte) (int, error) {
 		s.mu.Unlock()
 		switch {
 		case stopped:
-			return 0, net.ErrClosed
+			return ring{}, net.ErrClosed
 		case in.w != in.r:
 			select {
 			case <-st.readBy.wait():
-				return 0, os.ErrDeadlineExceeded
+				return ring{}, os.ErrDeadlineExceeded
 			default:
 			}
-			n := in.copy(p)
-			st.consume(n)
-			return n, nil
+			return in, nil
 		case end:
-			return 0, io.EOF
+			return ring{}, io.EOF
 		case ended != nil:
-			return 0, fmt.Errorf("read stream: link ended: %w", noEOF(ended))
+			return ring{}, fmt.Errorf("read stream: link ended: %w", noEOF(ended))
 		}
 		select {
 		case <-st.readable:
 		case <-st.closed:
 		case <-s.done:
 		case <-st.readBy.wait():
-			return 0, os.ErrDeadlineExceeded
+			return ring{}, os.ErrDeadlineExceeded
 		}
 	}
 }
@@ -153,7 +191,7 @@ func (st *stream) consume(n int) {
 	defer s.mu.Unlock()
 	st.in.r += uint64(n)
 	if !st.filling {
-		st.in.shrink()
+		st.in.shrink(&s.spare)
 	}
 	st.read += n
 	if st.read < window/2 || st.remoteFin || s.err != nil {
@@ -173,30 +211,41 @@ func (st *stream) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	err := st.writeError()
 	if err == nil {
-		st.pending = p
+		st.pending, st.pipeErr = p, nil
 		st.enqueue()
 	}
 	s.mu.Unlock()
 	if err != nil {
 		return 0, err
 	}
+	left, err := st.settle()
+	return len(p) - left, err
+}
+
+// settle waits until the sender has sent what Write or drain gave it, or until
+// that cannot be. It returns how much of what is pending was not sent.
+func (st *stream) settle() (left int, err error) {
+	s := st.s
 	expired := false
 	for {
 		s.mu.Lock()
-		left := len(st.pending)
+		// When the other side stopped meanwhile, how much was lost cannot be
+		// told; nothing of it matters to anyone.
+		left = len(st.pending)
 		switch {
 		case st.remoteStop || s.err != nil || isClosed(st.closed):
-			st.pending, err = nil, st.writeError()
-		case left == 0:
+			st.drop()
+			err = st.writeError()
+		case left == 0 && st.pipe == noPipe:
+			err = st.pipeErr
 		case expired:
-			st.pending, err = nil, os.ErrDeadlineExceeded
+			st.drop()
+			err = os.ErrDeadlineExceeded
 		}
-		over := len(st.pending) == 0
+		over := len(st.pending) == 0 && st.pipe == noPipe
 		s.mu.Unlock()
 		if over {
-			// When the other side stopped meanwhile, how much of p was lost
-			// cannot be told; nothing of it matters to anyone.
-			return len(p) - left, err
+			return left, err
 		}
 		select {
 		case <-st.writable:
@@ -208,6 +257,12 @@ func (st *stream) Write(p []byte) (int, error) {
 	}
 }
 
+// drop forgets what was to be sent, but not the fin behind it. s.mu is held.
+func (st *stream) drop() {
+	st.pending, st.pipe = nil, noPipe
+	st.enqueue()
+}
+
 // writeError says why nothing can be written. s.mu is held.
 func (st *stream) writeError() error {
 	switch {
@@ -216,7 +271,7 @@ func (st *stream) writeError() error {
 	case st.remoteStop:
 		return syscall.EPIPE
 	case st.s.err != nil:
-		return fmt.Errorf("write stream: link ended: %w", st.s.err)
+		return fmt.Errorf("write stream: link ended: %w", noEOF(st.s.err))
 	case st.fin:
 		return net.ErrClosed
 	}
@@ -248,7 +303,7 @@ func (st *stream) Close() error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		st.stopped = true
-		st.pending = nil
+		st.drop()
 		if !st.remoteFin {
 			s.queue(frameStop, st.id, nil)
 		}
@@ -299,20 +354,33 @@ type ring struct {
 	r, w uint64
 }
 
-const minRing = 4 << 10
+const (
+	minRing = 4 << 10
+	// A ring that has to be larger than smallRing gets the greatest size at
+	// once, and is used again: bulk data would make much garbage.
+	smallRing = 64 << 10
+)
 
 // grow makes room for n more bytes.
-func (q *ring) grow(n int) {
+func (q *ring) grow(n int, spare *sync.Pool) {
 	need := int(q.w-q.r) + n
 	if need <= len(q.buf) {
 		return
 	}
-	size := max(len(q.buf), minRing)
-	for size < need {
-		size *= 2
-	}
 	old := *q
-	q.buf = make([]byte, size)
+	if need > smallRing {
+		b, ok := spare.Get().(*[window]byte)
+		if !ok {
+			b = new([window]byte)
+		}
+		q.buf = b[:]
+	} else {
+		size := max(len(q.buf), minRing)
+		for size < need {
+			size *= 2
+		}
+		q.buf = make([]byte, size)
+	}
 	q.place(old)
 }
 
@@ -328,11 +396,19 @@ func (q *ring) place(old ring) {
 	copy(q.buf, content[n:])
 }
 
-// shrink gives memory back when there is nothing in it.
-func (q *ring) shrink() {
-	if q.w == q.r && len(q.buf) > 16*minRing {
+// shrink gives memory back when there is nothing in it. Nobody may hold a part
+// of it.
+func (q *ring) shrink(spare *sync.Pool) {
+	if q.w == q.r && len(q.buf) == window {
+		spare.Put((*[window]byte)(q.buf))
 		q.buf = nil
 	}
+}
+
+// next returns the next bytes to read, as far as they lie together.
+func (q *ring) next(limit int) []byte {
+	at := int(q.r) & (len(q.buf) - 1)
+	return q.buf[at:min(at+min(limit, int(q.w-q.r)), len(q.buf))]
 }
 
 // free returns the next n bytes that are free, in two parts. There are as many.
