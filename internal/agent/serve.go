@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/ttrpc"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/agent/await"
+	"github.com/seed-efd44b36/kata/internal/agent/direct"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"golang.org/x/sys/unix"
 )
@@ -164,7 +165,7 @@ func findPort(class, dev string) (string, error) {
 
 // openPort opens the port and returns when the host has something to say.
 // opened is called in between.
-func openPort(ctx context.Context, path string, opened func()) (*directFile, error) {
+func openPort(ctx context.Context, path string, opened func()) (*direct.Port, error) {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
@@ -178,7 +179,7 @@ func openPort(ctx context.Context, path string, opened func()) (*directFile, err
 			_ = unix.Close(fd)
 			return nil, fmt.Errorf("wait for the host: %w", err)
 		case err == nil && p[0].Revents&unix.POLLIN != 0:
-			return newDirectFile(fd, path)
+			return direct.NewPort(fd, path)
 		}
 		// A port without a host hangs up at once, again and again.
 		if err := await.Pause(ctx, portIdle); err != nil {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/agent/direct"
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"golang.org/x/sys/unix"
@@ -36,12 +38,12 @@ type stdio struct {
 	pumps    sync.WaitGroup
 
 	mu      sync.Mutex
-	missing int            // guarded by mu
-	given   [3]bool        // guarded by mu; a stream has arrived
-	over    bool           // guarded by mu; gone is closed
-	files   [3]*directFile // guarded by mu; ours, nil when closed
-	streams [3]link.Stream // guarded by mu; nil before it arrives
-	console *os.File       // guarded by mu; the terminal's master, nil for none
+	missing int             // guarded by mu
+	given   [3]bool         // guarded by mu; a stream has arrived
+	over    bool            // guarded by mu; gone is closed
+	files   [3]*direct.File // guarded by mu; ours, nil when closed
+	streams [3]link.Stream  // guarded by mu; nil before it arrives
+	console *os.File        // guarded by mu; the terminal's master, nil for none
 }
 
 func newStdio(want *agentv1.Stdio) *stdio {
@@ -80,7 +82,7 @@ func (s *stdio) pipes(uid, gid int) (theirs jail.Stdio, err error) {
 		_, _ = unix.FcntlInt(uintptr(other), unix.F_SETPIPE_SZ, pipeSize)
 		*to = os.NewFile(uintptr(other), "pipe")
 		// Theirs stays in blocking mode, as programs expect.
-		file, err := newDirectFile(ours, "pipe")
+		file, err := direct.NewFile(ours, "pipe")
 		if err == nil {
 			err = unix.Fchown(other, uid, gid)
 		}
@@ -117,7 +119,7 @@ func (s *stdio) useConsole(console *os.File) error {
 			return fmt.Errorf("duplicate console: %w", err)
 		}
 		// Non-blocking is a state of the open file, which the duplicates share.
-		if s.files[fd], err = newDirectFile(dup, "console"); err != nil {
+		if s.files[fd], err = direct.NewFile(dup, "console"); err != nil {
 			return err
 		}
 	}
@@ -190,14 +192,19 @@ func (s *stdio) pump(fd int) {
 		}
 	}
 	s.mu.Lock()
-	file := s.files[fd]
+	file, terminal := s.files[fd], s.console != nil
 	s.mu.Unlock()
 	switch {
 	case fd == 0 && file != nil && stream != nil:
 		copyBytes(file, stream)
 	case fd == 0:
-	case file != nil && stream != nil:
+	case file != nil && stream != nil && terminal:
 		copyBytes(stream, file)
+	case file != nil && stream != nil:
+		// How it ended tells nobody anything, here as there.
+		if err := link.SendPipe(stream, file); errors.Is(err, errors.ErrUnsupported) {
+			copyBytes(stream, file)
+		}
 	case file != nil:
 		copyBytes(io.Discard, file)
 	}

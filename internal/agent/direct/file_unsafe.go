@@ -1,4 +1,9 @@
-package agent
+// Package direct reads, writes and splices files without telling Go's scheduler.
+// The scheduler takes the processor away from a system call that lasts longer
+// than 20 µs, which in an emulated guest is every one that copies some pages, and
+// for as long as that happens its monitor wakes up every 20 µs. Calls that cannot
+// block need no such care, and are several times faster without.
+package direct
 
 import (
 	"fmt"
@@ -10,19 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// directFile reads and writes a file in non-blocking mode without telling the
-// scheduler. The scheduler takes the processor away from a system call that
-// lasts longer than 20 µs, which in an emulated guest is every one that copies
-// some pages, and for as long as that happens its monitor wakes up every 20 µs.
-// Calls that cannot block need no such care, and are several times faster
-// without.
-type directFile struct {
+// File is a file in non-blocking mode.
+type File struct {
 	*os.File
 	raw syscall.RawConn
 }
 
-// newDirectFile takes fd over, also on error, and makes it non-blocking.
-func newDirectFile(fd int, name string) (*directFile, error) {
+// NewFile takes fd over, also on error, and makes it non-blocking.
+func NewFile(fd int, name string) (*File, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("make %s non-blocking: %w", name, err)
@@ -33,11 +33,11 @@ func newDirectFile(fd int, name string) (*directFile, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("use %s: %w", name, err)
 	}
-	return &directFile{f, raw}, nil
+	return &File{f, raw}, nil
 }
 
 // Read implements io.Reader.
-func (f *directFile) Read(p []byte) (int, error) {
+func (f *File) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -58,7 +58,7 @@ func (f *directFile) Read(p []byte) (int, error) {
 }
 
 // Write implements io.Writer.
-func (f *directFile) Write(p []byte) (written int, err error) {
+func (f *File) Write(p []byte) (written int, err error) {
 	for written < len(p) {
 		n, errno := uintptr(0), unix.Errno(0)
 		err := f.raw.Write(func(fd uintptr) bool {
