@@ -13,10 +13,6 @@ import (
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 )
 
-// copyBuffer is the size of one read on the way of stdio: as much as the guest
-// writes at once.
-const copyBuffer = 128 << 10
-
 // bridge joins a client's connection with the stream of a process in the
 // guest, until both directions that exist for that descriptor have ended.
 func (s *server) bridge(ctx context.Context, client link.Stream, h link.Header) error {
@@ -47,7 +43,7 @@ func (s *server) bridge(ctx context.Context, client link.Stream, h link.Header) 
 // Copy copies until the end of src and passes the end on to dst. That one side
 // has gone is not an error: it is how streams end.
 func Copy(dst link.Stream, src io.Reader) error {
-	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, make([]byte, copyBuffer))
+	_, err := link.Copy(dst, src)
 	if cerr := dst.CloseWrite(); err == nil && !link.IsClosed(cerr) {
 		err = cerr
 	}
@@ -76,7 +72,7 @@ func (s *server) writeLog(ctx context.Context, c *sandbox.Container, path string
 		writers.Go(func() {
 			defer st.Close()
 			w := log.Stream(name)
-			if _, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{st}, make([]byte, copyBuffer)); err != nil && !link.IsClosed(err) {
+			if _, err := link.Copy(w, st); err != nil && !link.IsClosed(err) {
 				s.log.Error("container log", "container", c.ID(), "error", err)
 				// A full disk must not stop the container.
 				_, _ = io.Copy(io.Discard, st)
