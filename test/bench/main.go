@@ -1,7 +1,7 @@
 // Command bench measures what users of containers in virtual machines wait and
 // pay for, prints one table, and compares it with a budget:
 //
-//	KATA_BIN=bin go run ./test/bench [-n 7] [-json FILE] [-check]
+//	KATA_BIN=bin go run ./test/bench [-n 7] [-only PART] [-json FILE] [-check]
 //
 // It needs root, the built programs, QEMU, and for the comparison runc. Each
 // figure is a median; what belongs together is measured in turns, so that a
@@ -17,6 +17,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +26,7 @@ import (
 func main() {
 	var o options
 	flag.IntVar(&o.n, "n", 5, "number of cold starts; of execs it is four times as many")
+	flag.StringVar(&o.only, "only", "", "measure only this `part`: "+strings.Join(parts(), ", "))
 	flag.StringVar(&o.json, "json", "", "write the figures to this `file`")
 	flag.StringVar(&o.budget, "budget", "test/bench/budget.json", "`file` with the limits")
 	flag.BoolVar(&o.check, "check", false, "fail when a figure is over its limit")
@@ -37,9 +40,9 @@ func main() {
 }
 
 type options struct {
-	n            int
-	json, budget string
-	check        bool
+	n                  int
+	only, json, budget string
+	check              bool
 }
 
 // run measures, prints and checks.
@@ -47,11 +50,17 @@ func run(ctx context.Context, out, progress io.Writer, o options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: it starts virtual machines")
 	}
+	if o.only != "" && !slices.Contains(parts(), o.only) {
+		return fmt.Errorf("-only %s: not one of %s", o.only, strings.Join(parts(), ", "))
+	}
+	if o.only != "" && o.check {
+		return errors.New("-check is about all figures, and -only measures some")
+	}
 	limits, err := readBudget(o.budget)
 	if err != nil {
 		return err
 	}
-	r, err := measure(ctx, o.n, func(step string) { fmt.Fprintln(progress, step+" ...") })
+	r, err := measure(ctx, o.n, o.only, func(step string) { fmt.Fprintln(progress, step+" ...") })
 	if err != nil {
 		return err
 	}

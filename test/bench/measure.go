@@ -27,6 +27,16 @@ const (
 	streamMiB = 512
 )
 
+// Parts of a run.
+const (
+	partMemory = "memory"
+	partExec   = "exec"
+	partStdout = "stdout"
+	partStart  = "start"
+)
+
+func parts() []string { return []string{partMemory, partExec, partStdout, partStart} }
+
 // bench is one run in the making.
 type bench struct {
 	env    *harness.Env
@@ -35,17 +45,21 @@ type bench struct {
 	bare   *bareMachine
 	runc   *runc // nil when there is none
 	result *result
+	only   string // the only part to measure, "" for all
 	step   func(string)
 }
 
-// measure measures everything.
-func measure(ctx context.Context, n int, step func(string)) (_ *result, err error) {
+// wants tells whether a part is to be measured.
+func (b *bench) wants(part string) bool { return b.only == "" || b.only == part }
+
+// measure measures everything, or only one part.
+func measure(ctx context.Context, n int, only string, step func(string)) (_ *result, err error) {
 	env, remove, err := harness.New("")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	b := &bench{env: env, dir: filepath.Dir(env.Data), step: step, result: &result{Date: today()}}
+	b := &bench{env: env, dir: filepath.Dir(env.Data), only: only, step: step, result: &result{Date: today()}}
 	step("images")
 	if b.image, err = harness.Image(ctx, "busybox"); err != nil {
 		return nil, err
@@ -66,8 +80,10 @@ func measure(ctx context.Context, n int, step func(string)) (_ *result, err erro
 	if err := b.running(ctx, 4*n); err != nil {
 		return nil, err
 	}
-	if err := b.starts(ctx, n); err != nil {
-		return nil, err
+	if b.wants(partStart) {
+		if err := b.starts(ctx, n); err != nil {
+			return nil, err
+		}
 	}
 	slices.SortStableFunc(b.result.Figures, func(x, y figure) int { return order(x.Name) - order(y.Name) })
 	return b.result, nil
@@ -111,9 +127,29 @@ func (b *bench) running(ctx context.Context, n int) (err error) {
 		}
 		defer func() { err = errors.Join(err, b.runc.end(context.WithoutCancel(ctx))) }()
 	}
-	if err := b.memory(ctx); err != nil {
+	st, err := b.look(ctx)
+	if err != nil {
 		return err
 	}
+	for _, part := range []struct {
+		name    string
+		measure func() error
+	}{
+		{partMemory, func() error { return b.memory(ctx, st) }},
+		{partExec, func() error { return b.execs(ctx, n) }},
+		{partStdout, func() error { return b.throughput(ctx) }},
+	} {
+		if b.wants(part.name) {
+			if err := part.measure(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// execs measures further commands in the container.
+func (b *bench) execs(ctx context.Context, n int) error {
 	for _, e := range []struct {
 		name, what string
 		command    []string
@@ -138,7 +174,7 @@ func (b *bench) running(ctx context.Context, n int) (err error) {
 		}
 		b.add(e.name, e.what, "ms", ours, theirs)
 	}
-	return b.throughput(ctx)
+	return nil
 }
 
 // throughput measures standard output through a pipe.
@@ -163,17 +199,34 @@ func (b *bench) throughput(ctx context.Context) error {
 	return nil
 }
 
-// memory measures what an idle sandbox takes.
-func (b *bench) memory(ctx context.Context) error {
-	b.step("memory")
+// look finds out about the one sandbox that there is, and makes the machine
+// that its start is compared with.
+func (b *bench) look(ctx context.Context) (sandbox.State, error) {
 	states, err := sandbox.List(b.env.State)
 	if err != nil {
-		return err
+		return sandbox.State{}, err
 	}
 	if len(states) != 1 {
-		return fmt.Errorf("%d sandboxes, want 1", len(states))
+		return sandbox.State{}, fmt.Errorf("%d sandboxes, want 1", len(states))
 	}
 	st := states[0]
+	b.result.Machine = describe(ctx, st.Kernel, st.Accel)
+	conf, err := config.Load(b.env.Config)
+	if err != nil {
+		return sandbox.State{}, err
+	}
+	h, r := conf.Config.Hypervisor, conf.Config.Runtime
+	image, err := (&guestimage.Builder{CacheDir: r.CacheDir, Agent: filepath.Join(b.env.Bin, "kata-agent"), Kernel: h.Kernel, Modules: h.KernelModules}).Ensure(ctx)
+	if err != nil {
+		return sandbox.State{}, err
+	}
+	b.bare, err = newBareMachine(b.dir, image.Kernel.VMLinux, st.Accel)
+	return st, err
+}
+
+// memory measures what an idle sandbox takes.
+func (b *bench) memory(ctx context.Context, st sandbox.State) error {
+	b.step("memory")
 	select { // until it is idle
 	case <-time.After(idleTime):
 	case <-ctx.Done():
@@ -197,18 +250,7 @@ func (b *bench) memory(ctx context.Context) error {
 		return err
 	}
 	b.add("agent_rss", "agent in the guest, after the boot, RSS", "MiB", samples{rss}, nil)
-	b.result.Machine = describe(ctx, st.Kernel, st.Accel)
-	conf, err := config.Load(b.env.Config)
-	if err != nil {
-		return err
-	}
-	h, r := conf.Config.Hypervisor, conf.Config.Runtime
-	image, err := (&guestimage.Builder{CacheDir: r.CacheDir, Agent: filepath.Join(b.env.Bin, "kata-agent"), Kernel: h.Kernel, Modules: h.KernelModules}).Ensure(ctx)
-	if err != nil {
-		return err
-	}
-	b.bare, err = newBareMachine(b.dir, image.Kernel.VMLinux, st.Accel)
-	return err
+	return nil
 }
 
 // pss returns the proportional share of a process's memory in MiB.
