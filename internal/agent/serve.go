@@ -111,6 +111,8 @@ func (a *Agent) accept(ctx context.Context, l link.Listener, rpc *link.Queue) {
 			}
 		case link.KindLog:
 			work.Go(func() { a.logs.serve(s) })
+		case link.KindPort:
+			work.Go(func() { a.servePort(ctx, s, h.Port) })
 		case link.KindDebug:
 			work.Go(func() { a.serveDebug(ctx, s) })
 		default:

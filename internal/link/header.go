@@ -1,6 +1,7 @@
 package link
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,9 @@ var ErrHeader = errors.New("bad stream header")
 
 // Check returns an error that wraps ErrHeader if h may not be sent.
 func (h Header) Check() error {
+	if (h.Kind == KindPort) != (h.Port != 0) {
+		return fmt.Errorf("%w: port %d in one of kind %d", ErrHeader, h.Port, h.Kind)
+	}
 	switch h.Kind {
 	case KindStdio:
 		if h.Container == "" {
@@ -35,7 +39,7 @@ func (h Header) Check() error {
 			return checkID(h.Exec)
 		}
 		return nil
-	case KindRPC, KindLog, KindDebug:
+	case KindRPC, KindLog, KindDebug, KindPort:
 		if h.Container != "" || h.Exec != "" || h.FD != 0 {
 			return fmt.Errorf("%w: kind %d names a process", ErrHeader, h.Kind)
 		}
@@ -68,7 +72,12 @@ func appendHeader(b []byte, h Header) ([]byte, error) {
 	if err := h.Check(); err != nil {
 		return nil, err
 	}
-	b = append(b, headerVersion, byte(h.Kind), h.FD, 0)
+	b = append(b, headerVersion, byte(h.Kind))
+	if h.Kind == KindPort {
+		b = binary.BigEndian.AppendUint16(b, h.Port)
+	} else {
+		b = append(b, h.FD, 0)
+	}
 	b = append(b, byte(len(h.Container)))
 	b = append(b, h.Container...)
 	b = append(b, byte(len(h.Exec)))
@@ -85,10 +94,15 @@ func ReadHeader(r io.Reader) (Header, error) {
 	if b[0] != headerVersion {
 		return Header{}, fmt.Errorf("%w: version %d, this side has %d", ErrHeader, b[0], headerVersion)
 	}
-	if b[3] != 0 {
+	h := Header{Kind: Kind(b[1])}
+	switch {
+	case h.Kind == KindPort:
+		h.Port = binary.BigEndian.Uint16(b[2:4])
+	case b[3] != 0:
 		return Header{}, fmt.Errorf("%w: reserved byte is %d", ErrHeader, b[3])
+	default:
+		h.FD = b[2]
 	}
-	h := Header{Kind: Kind(b[1]), FD: b[2]}
 	for _, id := range []*string{&h.Container, &h.Exec} {
 		if _, err := io.ReadFull(r, b[:1]); err != nil {
 			return Header{}, fmt.Errorf("read stream header: %w", noEOF(err))

@@ -19,6 +19,7 @@ const (
 	KindStdio Kind = 2 // one of stdin, stdout, stderr of a process
 	KindLog   Kind = 3 // the agent's log, lines of JSON, guest to host
 	KindDebug Kind = 4 // a debug shell
+	KindPort  Kind = 5 // a connection to a TCP port on the guest's loopback
 )
 
 // Header is the first thing on every stream.
@@ -28,6 +29,8 @@ type Header struct {
 	// descriptors: 0, 1 or 2. Exec is empty for the init process.
 	Container, Exec string
 	FD              uint8
+	// Port of a port stream, not 0.
+	Port uint16
 }
 
 // Stream is a connection whose two directions end apart from each other.

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -22,10 +23,10 @@ func (s *Sandbox) OutOfMemory(ctx context.Context, f func(container string)) err
 	for {
 		resp, err := s.agent.NextEvent(ctx, &agentv1.NextEventRequest{})
 		if err != nil {
-			if ctx.Err() != nil {
+			if err = s.orDead(fromGuest(err, false)); ctx.Err() != nil || errors.Is(err, ErrDead) {
 				return nil
 			}
-			return fmt.Errorf("events of the guest: %w", s.orDead(fromGuest(err, false)))
+			return fmt.Errorf("events of the guest: %w", err)
 		}
 		if c, err := s.Container(resp.GetContainer()); err == nil && resp.GetKind() == agentv1.NextEventResponse_OOM {
 			f(c.ID())

@@ -11,6 +11,7 @@ import (
 	events "github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/shim/forward"
 	"github.com/seed-efd44b36/kata/internal/shim/pod"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"google.golang.org/grpc/codes"
@@ -76,6 +77,17 @@ func (s *service) boot(ctx context.Context, bundle string) error {
 	}
 	if err := sb.Boot(ctx, o); err != nil {
 		return errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
+	}
+	if o.NetNS != "" {
+		ports, err := forward.Start(o.NetNS, sb.DialPort, log)
+		switch {
+		case errors.Is(err, errors.ErrUnsupported):
+			log.Warn("port-forward does not work", "error", err)
+		case err != nil:
+			return errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
+		default:
+			sb.OnClose("port-forward", func(context.Context) error { return ports.Close() })
+		}
 	}
 	s.mu.Lock()
 	s.sb, s.log, s.vmm = sb, log, uint32(sb.Info().VMMPID)

@@ -28,9 +28,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copyBuffer is the size of one read, in bytes.
-const copyBuffer = 64 << 10
-
 // Options name what a process is to be joined with. An empty name is none.
 type Options struct {
 	Stdin, Stdout, Stderr string
@@ -242,15 +239,14 @@ func (s *Set) Join(ctx context.Context, open func(ctx context.Context, fd int) (
 }
 
 func (s *Set) pumpInput(guest link.Stream) {
-	// The structs hide methods by which io would take another way.
-	_, _ = io.CopyBuffer(struct{ io.Writer }{guest}, struct{ io.Reader }{s.in}, make([]byte, copyBuffer))
+	_, _ = link.Copy(guest, s.in)
 	_ = guest.CloseWrite() // an error says that the process has gone
 }
 
 func (s *Set) pumpOutput(host io.WriteCloser, guest link.Stream) {
 	defer guest.Close()
 	w := &counter{w: host, n: &s.progress}
-	if _, err := io.CopyBuffer(w, struct{ io.Reader }{guest}, make([]byte, copyBuffer)); err != nil && !link.IsClosed(err) {
+	if _, err := link.Copy(w, guest); err != nil && !link.IsClosed(err) {
 		// A full disk must not stop the process.
 		_, _ = io.Copy(io.Discard, guest)
 	}
