@@ -36,16 +36,17 @@ func launch(ctx context.Context, c command, p parameters, dir string) (address s
 	if err != nil {
 		return "", err
 	}
-	rec := record{Sandbox: pod.Group(c.id, sp.Annotations)}
+	leader := pod.Group(c.id, sp.Annotations)
+	if leader != c.id {
+		return join(ctx, c.id, leader, dir)
+	}
+	rec := record{Sandbox: leader}
 	if rec.Config, err = p.configPath(dir); err != nil {
 		return "", err
 	}
-	// The same for all containers of the pod, and for no other containerd's.
-	name := sha256.Sum256([]byte(filepath.Join(c.address, c.namespace, rec.Sandbox)))
-	rec.Socket = filepath.Join(p.socketDir, fmt.Sprintf("kata-%x", name[:16]))
-	if err := rec.write(dir); err != nil {
-		return "", err
-	}
+	// Of no other container, namespace or containerd.
+	hash := fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(c.address, c.namespace, leader))))
+	rec.Socket = filepath.Join(p.socketDir, "kata-"+hash[:32])
 	if err := os.MkdirAll(p.socketDir, 0o711); err != nil {
 		return "", fmt.Errorf("directory of sockets: %w", err)
 	}
@@ -57,10 +58,9 @@ func launch(ctx context.Context, c command, p parameters, dir string) (address s
 		return scheme + rec.Socket, nil
 	}
 	defer listener.Close()
-	if rec.Sandbox != c.id {
-		return "", errors.Join(fmt.Errorf("the sandbox %s of container %s is not running", rec.Sandbox, c.id), os.Remove(rec.Socket))
+	if err = prepare(ctx, &rec, hash); err == nil {
+		err = rec.write(dir)
 	}
-	err = prepare(ctx, rec)
 	if err == nil {
 		err = spawn(c, listener)
 	}
@@ -70,12 +70,33 @@ func launch(ctx context.Context, c command, p parameters, dir string) (address s
 	return scheme + rec.Socket, nil
 }
 
+// join finds the shim of the pod that the container in dir belongs to: the
+// directories of containers are beside one another.
+func join(ctx context.Context, id, leader, dir string) (address string, err error) {
+	rec, err := readRecord(filepath.Join(filepath.Dir(dir), filepath.Base(leader)))
+	if err == nil {
+		var d net.Dialer
+		var conn net.Conn
+		if conn, err = d.DialContext(ctx, "unix", rec.Socket); err == nil {
+			err = conn.Close()
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("the sandbox %s of container %s is not running: %w", leader, id, err)
+	}
+	return scheme + rec.Socket, rec.write(dir)
+}
+
 // prepare does what takes memory that the shim is not to keep, and finds what is
-// wrong with the configuration.
-func prepare(ctx context.Context, rec record) error {
+// wrong with the configuration, and an id for the sandbox that is free.
+func prepare(ctx context.Context, rec *record, hash string) error {
 	loaded, err := config.Load(rec.Config)
 	if err != nil {
 		return err
+	}
+	if _, err := os.Lstat(filepath.Join(loaded.Config.Runtime.StateDir, rec.Sandbox)); err == nil {
+		const few = 12
+		rec.Sandbox = rec.Sandbox[:min(few, len(rec.Sandbox))] + "-" + hash[:few]
 	}
 	return owner.Prepare(ctx, loaded.Config, slog.New(slog.DiscardHandler))
 }

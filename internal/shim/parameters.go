@@ -23,7 +23,8 @@ const recordFile = "kata.json"
 
 // record is what is to be remembered of a start, by the shim and for `delete`.
 type record struct {
-	// Sandbox is the id of the container that the sandbox is made for.
+	// Sandbox is the sandbox's id: that of the container that it is made for,
+	// unless another namespace of containerd, or another engine, has it in use.
 	Sandbox string `json:"sandbox"`
 	// Socket is the path of the shim's socket.
 	Socket string `json:"socket"`
