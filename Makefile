@@ -80,8 +80,9 @@ $(LINT):
 fuzz: ## run each fuzz test for FUZZTIME (10s)
 	@script/fuzz.sh $(FUZZTIME)
 
-soak: build ## run a hundred containers one after the other
+soak: build ## run a hundred containers and two hundred pods one after the other
 	KATA_LONG=1 KATA_BIN=$(CURDIR)/bin $(GO) test -tags integration -count=1 -timeout 60m -run TestManyInARow -v ./test/e2e
+	KATA_LONG=1 KATA_BIN=$(CURDIR)/bin $(GO) test -tags integration -count=1 -timeout 120m -run TestManyPods -v ./test/containerd
 
 bench: setup build ## measure start, exec, memory and throughput, with runc beside
 	KATA_BIN=$(CURDIR)/bin $(GO) run ./test/bench

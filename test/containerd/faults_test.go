@@ -163,6 +163,9 @@ func TestFaults(t *testing.T) {
 	})
 }
 
+// podsAtOnce is how many pods are run at a time with KATA_LONG.
+const podsAtOnce = 20
+
 // TestManyPods runs pods at once, each with two containers, and with KATA_LONG
 // many of them one after the other.
 func TestManyPods(t *testing.T) {
@@ -177,12 +180,12 @@ func TestManyPods(t *testing.T) {
 			}
 			p.remove()
 		}
-		t.Run("20 at once", func(t *testing.T) {
-			for i := range 20 {
+		t.Run("at once", func(t *testing.T) {
+			for i := range podsAtOnce {
 				t.Run(strconv.Itoa(i), func(t *testing.T) { t.Parallel(); life(t) })
 			}
 		})
-		t.Run("200 in a row", func(t *testing.T) {
+		t.Run("in a row", func(t *testing.T) {
 			for i := range 200 {
 				t.Run(strconv.Itoa(i), life)
 			}

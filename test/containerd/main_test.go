@@ -51,6 +51,9 @@ const maxParallel = 3
 
 func limitParallel() error {
 	f := flag.Lookup("test.parallel")
+	if os.Getenv("KATA_LONG") != "" {
+		return f.Value.Set(strconv.Itoa(podsAtOnce))
+	}
 	if n, err := strconv.Atoi(f.Value.String()); err == nil && n <= maxParallel {
 		return nil
 	}
@@ -185,8 +188,11 @@ func needKata(t *testing.T) {
 
 // each runs a test with each release and runtime, as subtests of those names.
 func each(t *testing.T, test func(t *testing.T, c ctr)) {
+	t.Helper()
+	t.Parallel()
 	for _, release := range []string{"debian", "module"} {
 		t.Run(release, func(t *testing.T) {
+			t.Parallel()
 			for _, r := range runtimes {
 				t.Run(r.name, func(t *testing.T) {
 					if r.name == "kata" {

@@ -56,7 +56,7 @@ func (n *Network) Plugins(dir string) (string, error) {
 	}
 	n.plugins++
 	list := fmt.Sprintf(`{ "cniVersion": "0.4.0", "name": %q, "plugins": [
-  { "type": "bridge", "bridge": "kata%d", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+  { "type": "bridge", "bridge": "kata%d", "isGateway": true, "ipMasq": true,
     "ipam": { "type": "host-local", "dataDir": %q,
       "ranges": [[{ "subnet": "10.88.%d.0/24" }], [{ "subnet": "fd00:88:%d::/64" }]],
       "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }] } },

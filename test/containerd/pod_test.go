@@ -400,7 +400,7 @@ func TestNginx(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		web := &http.Client{Transport: &http.Transport{DialContext: c.Network.Dial, DisableKeepAlives: true}, Timeout: 30 * time.Second}
+		web := &http.Client{Transport: &http.Transport{DialContext: c.Network.Dial, DisableKeepAlives: true}, Timeout: 5 * time.Second}
 		page := func(url string) string {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
 			if err != nil {
@@ -417,25 +417,26 @@ func TestNginx(t *testing.T) {
 		const welcome = "Welcome to nginx!"
 		harness.Poll(t, "nginx answers", func() bool { return strings.Contains(page("http://"+s.Status.Network.Ip+"/"), welcome) })
 		for _, ip := range ips(s) {
-			if got := page("http://[" + ip + "]/"); !strings.Contains(got, welcome) && !strings.Contains(got, "refused") {
-				t.Errorf("over %s: %.200s", ip, got)
-			}
+			// At first the bridge's own address may not be usable yet.
+			harness.Poll(t, "nginx answers over "+ip, func() bool { return strings.Contains(page("http://["+ip+"]/"), welcome) })
 		}
 
-		ctx, cancel := context.WithTimeout(t.Context(), deadline)
-		defer cancel()
-		conn, err := p.Forward(ctx, p.id, 80)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
-			t.Fatal(err)
-		}
-		got, err := io.ReadAll(conn)
-		if err != nil || !strings.Contains(string(got), welcome) {
-			t.Errorf("forwarded: %.200q, %v", got, err)
-		}
+		t.Run("port-forward", func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), deadline)
+			defer cancel()
+			conn, err := p.Forward(ctx, p.id, 80)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(conn)
+			if err != nil || !strings.Contains(string(got), welcome) {
+				t.Errorf("forwarded: %.200q, %v", got, err)
+			}
+		})
 		p.stop(t, id, 30)
 	})
 }

