@@ -49,7 +49,7 @@ func (j *Jailer) Create(ctx context.Context, c Config) (*Container, error) {
 }
 
 func (j *Jailer) create(ctx context.Context, c Config) (*Container, error) {
-	plan, clone, err := newPlan(c.ID, c.Spec, c.Join)
+	plan, clone, err := newPlan(c.Spec, c.Join)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +140,7 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (*Process, error) {
 	if process.OOMScoreAdj == nil {
 		process.OOMScoreAdj = c.spec.Process.OOMScoreAdj
 	}
-	plan := &inside.Plan{Container: c.id, Process: newProcess(&bad, &process, linux)}
+	plan := &inside.Plan{Process: newProcess(&bad, &process, linux)}
 	plan.Process.Filter, plan.Process.FilterFlags = c.filter, c.filterFlags
 	if e.Process.SelinuxLabel != "" {
 		bad.unsupported("process.selinuxLabel", "SELinux")
@@ -244,6 +244,11 @@ type Process struct {
 // Only now it enters the container's cgroup: its threads might find no room there,
 // and a tight limit of CPU or memory would slow its preparation down or end it.
 func (p *Process) Start(ctx context.Context) error {
+	select {
+	case <-p.Done():
+		return fmt.Errorf("start: the process has ended already: %w", os.ErrProcessDone)
+	default:
+	}
 	err := p.container.place(p.PID())
 	if err != nil && !errors.Is(err, unix.ESRCH) { // what has ended will not answer
 		p.discard()

@@ -8,11 +8,15 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/seed-efd44b36/kata/internal/agent/jail/inside"
 	"github.com/seed-efd44b36/kata/internal/safepath"
 	"golang.org/x/sys/unix"
 )
+
+// orderTimeout is how long the forker may take to read a plan, if nobody says so.
+const orderTimeout = 10 * time.Second
 
 // forker is the process that makes further processes of containers.
 type forker struct {
@@ -53,7 +57,7 @@ func (j *Jailer) deliver(ctx context.Context, p *inside.Plan, s Stdio, join []*o
 	adopt, forget := j.options.Reaper.Expect()
 	defer forget()
 	w := new(worker)
-	if w.conn, err = j.order(p, s, join); err != nil {
+	if w.conn, err = j.order(ctx, p, s, join); err != nil {
 		return nil, nil, fmt.Errorf("start a container's process: %w", err)
 	}
 	defer func() {
@@ -80,7 +84,7 @@ func (j *Jailer) deliver(ctx context.Context, p *inside.Plan, s Stdio, join []*o
 }
 
 // order sends the forker a plan, and returns the socket for what follows.
-func (j *Jailer) order(p *inside.Plan, s Stdio, join []*os.File) (*net.UnixConn, error) {
+func (j *Jailer) order(ctx context.Context, p *inside.Plan, s Stdio, join []*os.File) (*net.UnixConn, error) {
 	files, null, err := s.files()
 	if err != nil {
 		return nil, err
@@ -96,6 +100,11 @@ func (j *Jailer) order(p *inside.Plan, s Stdio, join []*os.File) (*net.UnixConn,
 	defer j.forker.mu.Unlock()
 	conn, err := j.forkerConn()
 	if err == nil {
+		late, ok := ctx.Deadline()
+		if !ok {
+			late = time.Now().Add(orderTimeout)
+		}
+		_ = conn.SetWriteDeadline(late)
 		err = inside.SendPlan(conn, p, files)
 	}
 	if err != nil {

@@ -29,7 +29,7 @@ func (p *problems) err() error { return errors.Join(*p...) }
 
 // newPlan translates the spec of a container. Namespaces of the types in join are
 // entered; whatever else the spec lists is made.
-func newPlan(id string, s *specs.Spec, join map[specs.LinuxNamespaceType]*Container) (*inside.Plan, int, error) {
+func newPlan(s *specs.Spec, join map[specs.LinuxNamespaceType]*Container) (*inside.Plan, int, error) {
 	var bad problems
 	if s.Process == nil {
 		bad.add("process", "missing")
@@ -53,7 +53,6 @@ func newPlan(id string, s *specs.Spec, join map[specs.LinuxNamespaceType]*Contai
 	}
 	refuse(&bad, s, linux)
 	p := &inside.Plan{
-		Container:  id,
 		Hostname:   s.Hostname,
 		Domainname: s.Domainname,
 		Process:    newProcess(&bad, s.Process, linux),

@@ -129,7 +129,10 @@ func (r *Reaper) adopt(pid int) (*Child, error) {
 	defer r.mu.Unlock()
 	if c, ok := r.strays[pid]; ok {
 		delete(r.strays, pid)
-		return c, nil
+		// Unless that was another child, and the pid is now of this one.
+		if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err != nil {
+			return c, nil // there is no such child
+		}
 	}
 	// A signal to what is no pid goes to many.
 	if pid <= 1 || r.children[pid] != nil {

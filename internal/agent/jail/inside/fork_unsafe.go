@@ -23,24 +23,30 @@ type signalSet uint64
 // The copy has the memory of this process and one thread, but no Go runtime:
 // others may have held its locks. So all that it runs is nosplit, allocates nothing
 // and writes no pointer; and until its handlers are gone, no signal may come.
-func (i *image) fork(s *stdio, tty bool, calls []call) (pid int, errno syscall.Errno) {
+//
+// From here on the thread has descriptors of its own, only those that the copy is to
+// have: the container can see the copy, and stop it wherever it is. Those of others
+// would be held open then.
+func (i *image) fork(s *stdio, tty bool, calls []call) (pid int, failed step, errno syscall.Errno) {
 	all, none, before := ^signalSet(0), signalSet(0), signalSet(0)
 	args := cloneArgs{flags: unix.CLONE_PARENT | unix.CLONE_CLEAR_SIGHAND}
+	if failed, errno := i.part(s); errno != 0 {
+		return 0, failed, errno
+	}
 	if errno := setSignalMask(&all, &before); errno != 0 {
-		return 0, errno
+		return 0, stepSignals, errno
 	}
 	n, _, errno := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args), 0)
 	if n == 0 && errno == 0 {
-		i.become(i.enter(s, tty, &none, calls))
+		i.become(i.enter(tty, &none, calls))
 	}
 	_ = setSignalMask(&before, nil)
 	runtime.KeepAlive(i)
-	runtime.KeepAlive(s)
 	runtime.KeepAlive(calls)
 	if errno != 0 {
-		return 0, errno
+		return 0, stepFork, errno
 	}
-	return int(n), 0
+	return int(n), 0, 0
 }
 
 //go:norace
@@ -51,27 +57,17 @@ func setSignalMask(set, old *signalSet) syscall.Errno {
 	return errno
 }
 
-// enter is what the copy does before it stands at the gate. It returns what failed.
-//
-//go:norace
-//go:nosplit
-func (i *image) enter(s *stdio, tty bool, none *signalSet, calls []call) (step, syscall.Errno) {
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
-		return stepSession, errno
-	}
-	if tty {
-		if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(s.fds[0]), unix.TIOCSCTTY, 0); errno != 0 {
-			return stepTerminal, errno
-		}
+// part gives the thread descriptors of its own. It returns what failed.
+func (i *image) part(s *stdio) (step, syscall.Errno) {
+	if _, _, errno := unix.RawSyscall(unix.SYS_UNSHARE, unix.CLONE_FILES, 0, 0); errno != 0 {
+		return stepClose, errno
 	}
 	for to := range s.fds {
 		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, uintptr(s.fds[to]), uintptr(to), 0); errno != 0 {
 			return stepStdio, errno
 		}
 	}
-	// Closed now and not at the execve: they belong to other conversations, whose
-	// ends would not be seen.
-	if i.control != ControlFD {
+	if i.control != ControlFD { // else it is in place, and closed at the execve
 		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, i.control, ControlFD, unix.O_CLOEXEC); errno != 0 {
 			return stepStdio, errno
 		}
@@ -79,6 +75,22 @@ func (i *image) enter(s *stdio, tty bool, none *signalSet, calls []call) (step, 
 	}
 	if _, _, errno := unix.RawSyscall(unix.SYS_CLOSE_RANGE, ControlFD+1, ^uintptr(0)>>32, 0); errno != 0 {
 		return stepClose, errno
+	}
+	return 0, 0
+}
+
+// enter is what the copy does before it stands at the gate. It returns what failed.
+//
+//go:norace
+//go:nosplit
+func (i *image) enter(tty bool, none *signalSet, calls []call) (step, syscall.Errno) {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
+		return stepSession, errno
+	}
+	if tty {
+		if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0); errno != 0 {
+			return stepTerminal, errno
+		}
 	}
 	for n := range calls {
 		if errno := calls[n].do(); errno != 0 {

@@ -2,7 +2,6 @@ package inside
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -52,23 +51,52 @@ func fork() int {
 		}
 		deliveries.Go(func() {
 			defer closeAll(files)
-			// Not unlocked: the thread ends with the goroutine.
-			runtime.LockOSThread()
-			c := control{files[0]}
-			if err := deliver(c, p, files[1:]); err != nil {
-				_ = c.answer(nil, 0, err)
-			}
+			deliver(control{files[0]}, p, files[1:])
 		})
 	}
 }
 
-// deliver makes the process and tells the agent, unless it returns an error.
-func deliver(c control, p *Plan, files []*os.File) error {
+// delivery is a process in the making.
+type delivery struct {
+	own      *stdio
+	terminal *pty.PTY
+	pid      int
+}
+
+// deliver makes the process and tells the agent. The thread that does it has in the
+// end not even our descriptors, so everything that is open is closed here.
+func deliver(c control, p *Plan, files []*os.File) {
+	var d delivery
+	var err error
+	var thread sync.WaitGroup
+	thread.Go(func() {
+		// Not unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
+		err = d.make(c, p, files)
+	})
+	thread.Wait()
+	var master *os.File
+	if d.terminal != nil {
+		defer closeAll([]*os.File{d.terminal.Master, d.terminal.Slave})
+		master = d.terminal.Master
+	}
+	if d.own != nil {
+		defer d.own.close()
+	}
+	if err != nil {
+		master = nil
+	}
+	// If this fails, the process ends at its gate.
+	_ = c.answer(master, d.pid, err)
+}
+
+// make makes the process. When it returns, the thread must not be used.
+func (d *delivery) make(c control, p *Plan, files []*os.File) error {
 	if len(files) != 3+len(p.Join) || p.Root != nil || p.Unshare != 0 {
 		return errors.New("the plan is not one of a further process")
 	}
 	files, pidfds := files[:3:3], files[3:]
-	if err := joinKeyring(p.Container); err != nil {
+	if err := joinKeyring(); err != nil {
 		return err
 	}
 	if err := enterNamespaces(p, pidfds); err != nil {
@@ -77,39 +105,33 @@ func deliver(c control, p *Plan, files []*os.File) error {
 	if err := setAppArmor(p.Process.AppArmor); err != nil {
 		return err
 	}
-	var terminal *pty.PTY
-	var master *os.File
+	var err error
 	if p.Process.Terminal {
-		var err error
-		if terminal, err = pty.Open("/"); err != nil {
+		if d.terminal, err = pty.Open("/"); err != nil {
 			return err
 		}
-		defer closeAll([]*os.File{terminal.Master, terminal.Slave})
-		if err := terminal.Resize(p.Process.Width, p.Process.Height); err != nil {
+		if err := d.terminal.Resize(p.Process.Width, p.Process.Height); err != nil {
 			return err
 		}
-		files, master = []*os.File{terminal.Slave, terminal.Slave, terminal.Slave}, terminal.Master
+		files = []*os.File{d.terminal.Slave, d.terminal.Slave, d.terminal.Slave}
 	}
-	own, err := newStdio(files)
-	if err != nil {
+	if d.own, err = newStdio(files); err != nil {
 		return err
 	}
-	defer own.close()
 	calls, err := p.Process.limitCalls()
 	if err != nil {
 		return err
 	}
 	// Which the calls may need.
 	const extra = 1<<unix.CAP_SYS_RESOURCE | 1<<unix.CAP_SYS_NICE
-	image, err := p.Process.prepare(c, own, extra&permitted())
+	image, err := p.Process.prepare(c, d.own, extra&permitted())
 	if err != nil {
 		return err
 	}
-	pid, errno := image.fork(own, terminal != nil, calls)
+	pid, failed, errno := image.fork(d.own, d.terminal != nil, calls)
 	if errno != 0 {
-		return fmt.Errorf("fork: %w", errno)
+		return p.Process.failureAt(failed, errno)
 	}
-	// If this fails, the process ends at its gate.
-	_ = c.answer(master, pid, nil)
+	d.pid = pid
 	return nil
 }

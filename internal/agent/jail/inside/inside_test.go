@@ -63,7 +63,7 @@ func TestPlanOnTheWire(t *testing.T) {
 		{{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}},
 		{{Code: 0x1234, Jt: 1, Jf: 255, K: 0xfedcba98}, {Code: 1, Jt: 2, Jf: 3, K: 4}},
 	} {
-		want := &Plan{Container: "c", Process: Process{Args: []string{"true"}, Filter: filter}}
+		want := &Plan{Process: Process{Args: []string{"true"}, Filter: filter}}
 		b, err := want.encode()
 		if err != nil {
 			t.Fatal(err)
@@ -100,7 +100,7 @@ func TestFailureAt(t *testing.T) {
 		stepFilter:    "load the system call filter: permission denied",
 		stepCalls:     "set the CPU affinity to [7]: permission denied",
 		stepCalls + 1: "set RLIMIT_NOFILE to 1:2: permission denied",
-		stepCalls + 2: "step 11: permission denied",
+		stepCalls + 2: "step 12: permission denied",
 		0:             "step 0: permission denied",
 	} {
 		if got := p.failureAt(s, unix.EACCES).Error(); got != want {

@@ -66,7 +66,7 @@ func run(c control, p *Plan, files []*os.File) error {
 	}
 	stdio, rest := files[:3:3], files[3:]
 
-	if err := joinKeyring(p.Container); err != nil {
+	if err := joinKeyring(); err != nil {
 		return err
 	}
 	if err := enterNamespaces(p, rest); err != nil {
@@ -124,9 +124,10 @@ func run(c control, p *Plan, files []*os.File) error {
 	return p.Process.run(c, stdio, master)
 }
 
-// joinKeyring gives the process a session keyring that no other container has.
-func joinKeyring(container string) error {
-	_, err := unix.KeyctlJoinSessionKeyring("kata:" + container)
+// joinKeyring gives the process a session keyring that nobody else has. It has no
+// name: others could have made one of that name.
+func joinKeyring() error {
+	_, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
 	if err != nil && !errors.Is(err, unix.ENOSYS) {
 		return fmt.Errorf("make a session keyring: %w", err)
 	}

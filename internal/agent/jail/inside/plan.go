@@ -15,8 +15,6 @@ import (
 
 // Plan is what the process has to do.
 type Plan struct {
-	// Container is its id, for the name of the session keyring.
-	Container string
 	// Join has the namespaces (CLONE_NEW*) to enter, one word for each pidfd that
 	// comes with the plan; Unshare those to make.
 	Join    []int

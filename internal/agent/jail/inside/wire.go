@@ -43,6 +43,7 @@ type step byte
 
 const (
 	stepGate step = iota + 1
+	stepFork
 	stepSession
 	stepTerminal
 	stepStdio
@@ -56,6 +57,7 @@ const (
 
 var stepNames = [...]string{
 	stepGate:     "wait at the gate",
+	stepFork:     "fork",
 	stepSession:  "make a session",
 	stepTerminal: "take the terminal",
 	stepStdio:    "set up the standard files",
