@@ -22,6 +22,9 @@ const (
 	// patience is how long the last output of a process that has ended may
 	// stand still before it is given up: its client may have gone.
 	patience = 5 * time.Second
+	// drainTimeout is how long the last output may take in all: it is the
+	// guest that says when it is over.
+	drainTimeout = 10 * time.Second
 	// execsTimeout is how long the exit of a container waits for those of its
 	// execs, so that they are told first.
 	execsTimeout = 5 * time.Second
@@ -311,7 +314,7 @@ func (p *process) delete(ctx context.Context) error {
 	p.mu.Unlock()
 	if started {
 		<-p.told // the exit is told before the container goes
-		io.Drain(ctx, patience)
+		io.Drain(ctx, patience, drainTimeout)
 	}
 	if p.id != "" {
 		return p.deleteExec(ctx)

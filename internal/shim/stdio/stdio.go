@@ -277,9 +277,12 @@ func (s *Set) CloseInput() {
 }
 
 // Drain waits until all output of the process has been carried, which has
-// ended, and gives up when nothing moves for the time of patience. Call it
-// after Join.
-func (s *Set) Drain(ctx context.Context, patience time.Duration) {
+// ended. It gives up when nothing moves for the time of patience, and in any
+// case after limit: a guest, or what the process has left running, can keep an
+// output open and moving for ever. Call it after Join.
+func (s *Set) Drain(ctx context.Context, patience, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	tick := time.NewTicker(patience)
 	defer tick.Stop()
 	for before := s.progress.Load(); ; {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -120,7 +121,7 @@ func TestReaderComesBack(t *testing.T) {
 	}
 	second := openFor(t, path, os.O_RDONLY)
 	_ = g[1].Close()
-	s.Drain(t.Context(), soon)
+	s.Drain(t.Context(), soon, soon)
 	if b, err := io.ReadAll(second); string(b) != "two\n" {
 		t.Errorf("second reader: %q, %v", b, err)
 	}
@@ -208,10 +209,38 @@ func TestNobodyReads(t *testing.T) {
 	s, g := joined(t, Options{Stdout: fifo(t, "out")})
 	_ = g[1].SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
 	_, _ = g[1].Write(make([]byte, 16<<20)) // until it stands still
-	s.Drain(t.Context(), 50*time.Millisecond)
+	s.Drain(t.Context(), 50*time.Millisecond, soon)
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestTrickle: output that moves for ever, a byte at a time, is given up too.
+func TestTrickle(t *testing.T) {
+	t.Parallel()
+	s, g := joined(t, Options{Stdout: "file://" + filepath.Join(t.TempDir(), "log")})
+	var writing sync.WaitGroup
+	writing.Go(func() { // ends with Close
+		for {
+			if _, err := g[1].Write([]byte("x")); err != nil {
+				return
+			}
+		}
+	})
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		s.Drain(t.Context(), soon/2, 100*time.Millisecond)
+	}()
+	select {
+	case <-drained:
+	case <-time.After(soon):
+		t.Error("Drain waits for ever")
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	writing.Wait()
 }
 
 func TestFile(t *testing.T) {
@@ -224,7 +253,7 @@ func TestFile(t *testing.T) {
 		}
 		_ = g[fd].Close()
 	}
-	s.Drain(t.Context(), soon)
+	s.Drain(t.Context(), soon, soon)
 	b, err := os.ReadFile(path)
 	if got := string(b); err != nil || got != "out\nerr\n" && got != "err\nout\n" {
 		t.Errorf("the file has %q, %v", b, err)
@@ -257,7 +286,7 @@ func TestLogger(t *testing.T) {
 		}
 		_ = g[fd].Close()
 	}
-	s.Drain(t.Context(), soon)
+	s.Drain(t.Context(), soon, soon)
 	if err := s.Close(); err != nil { // the program has ended
 		t.Error(err)
 	}
