@@ -52,6 +52,8 @@ type Container struct {
 	created time.Time
 	init    *Process
 
+	longStats sync.Once // the log has it that the guest's stats are cut
+
 	mu       sync.Mutex
 	status   Status              // guarded by mu
 	guestPID int                 // guarded by mu
@@ -346,8 +348,13 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	return nil
 }
 
+// maxStats is how many disks, and how many network interfaces, a guest may tell
+// of. An empty entry takes two bytes of its answer, and hundreds in our memory
+// and in what front ends make of it.
+const maxStats = 256
+
 // Stats asks the guest for the container's use of resources. The figures are
-// the guest's word; the texts are fit to be printed.
+// the guest's word; the texts are fit to be printed, and the lists are short.
 func (c *Container) Stats(ctx context.Context) (*agentv1.StatsContainerResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -355,11 +362,21 @@ func (c *Container) Stats(ctx context.Context) (*agentv1.StatsContainerResponse,
 	if err != nil {
 		return nil, fmt.Errorf("stats of container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
 	}
+	if disks, nics := len(resp.GetIo()), len(resp.GetNetwork()); max(disks, nics) > maxStats {
+		c.longStats.Do(func() {
+			c.s.log.Warn("guest tells of too much in its stats; the rest is left out",
+				"container", c.id, "disks", disks, "interfaces", nics, "limit", maxStats)
+		})
+		resp.Io, resp.Network = head(resp.GetIo()), head(resp.GetNetwork())
+	}
 	for _, n := range resp.GetNetwork() {
 		n.Name = printable.Text(n.GetName(), unix.IFNAMSIZ)
 	}
 	return resp, nil
 }
+
+// head is what is taken of a list in a guest's stats. It does not keep the rest.
+func head[E any](list []E) []E { return slices.Clone(list[:min(len(list), maxStats)]) }
 
 // Processes lists the processes of the container, which is the guest's word.
 // The texts are fit to be printed, and an exec is one of the container's.

@@ -600,6 +600,31 @@ func TestListsAreFitToBePrinted(t *testing.T) {
 	sandboxtest.CheckReason(t, stats.GetNetwork()[0].GetName(), "")
 }
 
+// TestLongStats: a guest's answer full of empty entries does not become as many
+// on the host.
+func TestLongStats(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ told, want int }{{3, 3}, {256, 256}, {257, 256}, {1 << 18, 256}} {
+		t.Run(strconv.Itoa(tt.told), func(t *testing.T) {
+			t.Parallel()
+			r := newGuestRig(t, sandboxtest.Long, sandboxtest.Long, map[string]sandboxtest.Fault{
+				"StatsContainer": func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+					answer := &agentv1.StatsContainerResponse{}
+					for range tt.told {
+						answer.Io = append(answer.Io, &agentv1.IOStats{})
+						answer.Network = append(answer.Network, &agentv1.NetworkStats{})
+					}
+					c.Reply(answer)
+				},
+			})
+			stats, err := r.started(t).Stats(t.Context())
+			if err != nil || len(stats.GetIo()) != tt.want || len(stats.GetNetwork()) != tt.want {
+				t.Errorf("%d disks, %d interfaces, %v; want %d", len(stats.GetIo()), len(stats.GetNetwork()), err, tt.want)
+			}
+		})
+	}
+}
+
 // TestNothingIsWrittenElsewhere: ids that the guest gets back never become
 // paths, so a life in which every text is a path leaves all else as it was.
 func TestNothingIsWrittenElsewhere(t *testing.T) {
