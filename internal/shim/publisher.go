@@ -40,8 +40,10 @@ const (
 type publisher struct {
 	address, namespace string
 	log                *slog.Logger
-	queue              chan *types.Envelope
-	life               context.Context
+	queue              chan *types.Envelope // never closed: a late handler may still publish
+	open               context.Context      // events are taken
+	shut               context.CancelFunc
+	life               context.Context // events are sent
 	end                context.CancelFunc
 	worker             sync.WaitGroup
 
@@ -50,6 +52,7 @@ type publisher struct {
 
 func newPublisher(address, namespace string, log *slog.Logger) *publisher {
 	p := &publisher{address: address, namespace: namespace, log: log, queue: make(chan *types.Envelope, maxEvents)}
+	p.open, p.shut = context.WithCancel(context.Background())
 	p.life, p.end = context.WithCancel(context.Background())
 	p.worker.Go(p.work)
 	return p
@@ -63,6 +66,10 @@ func (p *publisher) publish(event proto.Message) {
 		return
 	}
 	e := &types.Envelope{Timestamp: timestamppb.Now(), Namespace: p.namespace, Topic: topic(event), Event: a}
+	if p.open.Err() != nil {
+		p.log.Warn("event is lost: the shim has ended", "topic", e.GetTopic())
+		return
+	}
 	select {
 	case p.queue <- e:
 	default:
@@ -107,9 +114,9 @@ func topic(event proto.Message) string {
 }
 
 // close publishes what is queued, as far as containerd takes it now, and ends.
-// Nothing may be published after it.
+// What is published after it is lost.
 func (p *publisher) close() {
-	close(p.queue)
+	p.shut()
 	stop := time.AfterFunc(lastWords, p.end)
 	p.worker.Wait()
 	stop.Stop()
@@ -118,17 +125,35 @@ func (p *publisher) close() {
 
 func (p *publisher) work() {
 	defer p.disconnect()
-	for e := range p.queue {
-		for err := p.send(e); err != nil; err = p.send(e) {
-			p.disconnect()
-			if time.Since(e.GetTimestamp().AsTime()) > keepTrying || p.life.Err() != nil {
-				p.log.Warn("event is lost", "topic", e.GetTopic(), "error", err)
-				break
-			}
+	for {
+		select {
+		case e := <-p.queue:
+			p.deliver(e)
+			continue
+		case <-p.open.Done():
+		}
+		for { // the last ones
 			select {
-			case <-time.After(retryEvery):
-			case <-p.life.Done():
+			case e := <-p.queue:
+				p.deliver(e)
+			default:
+				return
 			}
+		}
+	}
+}
+
+// deliver sends an event, again and again until it is too old.
+func (p *publisher) deliver(e *types.Envelope) {
+	for err := p.send(e); err != nil; err = p.send(e) {
+		p.disconnect()
+		if time.Since(e.GetTimestamp().AsTime()) > keepTrying || p.life.Err() != nil {
+			p.log.Warn("event is lost", "topic", e.GetTopic(), "error", err)
+			return
+		}
+		select {
+		case <-time.After(retryEvery):
+		case <-p.life.Done():
 		}
 	}
 }
