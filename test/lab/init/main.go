@@ -165,6 +165,11 @@ func populate(j job) error {
 			return err
 		}
 	}
+	// As systemd sets it; the kernel's own hard limit is 4096.
+	const openFiles = 1 << 20
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: openFiles}); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
 	// An outside that leads nowhere: hosts have an address that is not loopback's.
 	for _, command := range []string{
 		"ip link set lo up",
