@@ -9,21 +9,35 @@
 // left alone, since engines have servers there.
 //
 // The shim calls it, one for each sandbox with a network. Whoever is in the
-// namespace is root of the host.
+// namespace is root of the host; what answers is the guest, which may never end.
 package forward
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/thread"
 	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxConnections are joined at a time, each at the cost of descriptors and
+	// buffers of ours; further ones wait.
+	maxConnections = 128
+	// acceptPause is how long after a failed attempt to accept comes the next.
+	acceptPause = time.Second
+	// lullTimeout is how long the guest may be silent to a client that has said
+	// all it has to say.
+	lullTimeout = 5 * time.Minute
 )
 
 // Dial connects to a port on the guest's loopback.
@@ -33,6 +47,9 @@ type Dial func(ctx context.Context, port uint16) (link.Stream, error)
 type Forwarder struct {
 	dial      Dial
 	log       *slog.Logger
+	slots     chan struct{} // one for each connection
+	pause     time.Duration // acceptPause
+	lull      time.Duration // lullTimeout
 	listeners []*net.TCPListener
 	steer     *steering
 	work      sync.WaitGroup
@@ -48,8 +65,7 @@ func Start(path string, dial Dial, log *slog.Logger) (_ *Forwarder, err error) {
 		return nil, fmt.Errorf("forward ports of %s: %w", path, err)
 	}
 	defer ns.Close()
-	f := &Forwarder{dial: dial, log: log}
-	f.life, f.end = context.WithCancel(context.Background())
+	f := newForwarder(dial, log)
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("forward ports of %s: %w", path, errors.Join(err, f.Close()))
@@ -65,6 +81,14 @@ func Start(path string, dial Dial, log *slog.Logger) (_ *Forwarder, err error) {
 		f.work.Go(func() { f.accept(l) })
 	}
 	return f, nil
+}
+
+func newForwarder(dial Dial, log *slog.Logger) *Forwarder {
+	f := &Forwarder{
+		dial: dial, log: log, slots: make(chan struct{}, maxConnections), pause: acceptPause, lull: lullTimeout,
+	}
+	f.life, f.end = context.WithCancel(context.Background())
+	return f
 }
 
 // loopbacks are the addresses that are forwarded from. The program in the kernel
@@ -97,13 +121,42 @@ func (f *Forwarder) listen(ns *os.File) error {
 	})
 }
 
-func (f *Forwarder) accept(l *net.TCPListener) {
+// listener is what accept needs of a net.TCPListener.
+type listener interface {
+	AcceptTCP() (*net.TCPConn, error)
+}
+
+func (f *Forwarder) accept(l listener) {
+	failing := false
 	for {
 		conn, err := l.AcceptTCP()
-		if err != nil {
-			return // closed
+		if err == nil {
+			failing = false
+			select {
+			case f.slots <- struct{}{}:
+			case <-f.life.Done():
+				_ = conn.Close()
+				return
+			}
+			f.work.Go(func() {
+				defer func() { <-f.slots }()
+				f.join(conn)
+			})
+			continue
 		}
-		f.work.Go(func() { f.join(conn) })
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		// Of descriptors or memory there may be enough later.
+		if !failing {
+			f.log.Warn("port-forward is out of order until connections can be accepted again", "error", err)
+			failing = true
+		}
+		select {
+		case <-time.After(f.pause):
+		case <-f.life.Done():
+			return
+		}
 	}
 }
 
@@ -123,13 +176,40 @@ func (f *Forwarder) join(conn *net.TCPConn) {
 	defer st.Close()
 	defer context.AfterFunc(f.life, func() { _, _ = conn.Close(), st.Close() })()
 	var sending sync.WaitGroup
+	lull := &lullTimer{stream: st, timeout: f.lull, w: conn}
 	sending.Go(func() {
 		_, _ = link.Copy(st, conn)
 		_ = st.CloseWrite()
+		lull.begin()
 	})
-	_, _ = link.Copy(conn, st)
+	_, _ = link.Copy(lull, st)
 	_ = conn.CloseWrite()
 	sending.Wait()
+}
+
+// lullTimer is a writer that ends the reading of a stream, whose bytes it gets,
+// when none come for some time, once that has begun.
+type lullTimer struct {
+	stream  link.Stream
+	timeout time.Duration
+	w       io.Writer
+	begun   atomic.Bool
+}
+
+func (t *lullTimer) begin() {
+	t.begun.Store(true)
+	t.renew()
+}
+
+func (t *lullTimer) renew() { _ = t.stream.SetReadDeadline(time.Now().Add(t.timeout)) }
+
+// Write implements io.Writer.
+func (t *lullTimer) Write(b []byte) (int, error) {
+	n, err := t.w.Write(b)
+	if t.begun.Load() {
+		t.renew()
+	}
+	return n, err
 }
 
 // Close ends it, with all connections.

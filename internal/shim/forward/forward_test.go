@@ -66,26 +66,34 @@ func guest(_ context.Context, port uint16) (link.Stream, error) {
 	if port != 80 && port != 8080 {
 		return nil, unix.ECONNREFUSED
 	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	ours, theirs, err := unixPair()
 	if err != nil {
 		return nil, err
+	}
+	go func() { // ends with the stream
+		defer theirs.Close()
+		fmt.Fprintf(theirs, "%d ", port)
+		_, _ = io.Copy(theirs, theirs)
+	}()
+	return ours, nil
+}
+
+func unixPair() (ours, theirs *net.UnixConn, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
 	}
 	var ends [2]*net.UnixConn
 	for i := range ends {
 		f := os.NewFile(uintptr(pair[i]), "stream")
 		c, err := net.FileConn(f)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		_ = f.Close()
 		ends[i] = c.(*net.UnixConn)
 	}
-	go func() { // ends with the stream
-		defer ends[1].Close()
-		fmt.Fprintf(ends[1], "%d ", port)
-		_, _ = io.Copy(ends[1], ends[1])
-	}()
-	return ends[0], nil
+	return ends[0], ends[1], nil
 }
 
 func TestForward(t *testing.T) {
@@ -146,4 +154,133 @@ func ask(ns, address string) (answer string, err error) {
 		return err
 	})
 	return answer, err
+}
+
+// pair is a connection from both ends.
+func pair(t *testing.T, l *net.TCPListener) (client, server *net.TCPConn) {
+	t.Helper()
+	var d net.Dialer
+	c, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if server, err = l.AcceptTCP(); err != nil {
+		t.Fatal(err)
+	}
+	return c.(*net.TCPConn), server
+}
+
+func loopback(t *testing.T) *net.TCPListener {
+	t.Helper()
+	var conf net.ListenConfig
+	l, err := conf.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l.(*net.TCPListener)
+}
+
+// failing is a listener that fails at first.
+type failing struct {
+	*net.TCPListener
+
+	times int
+}
+
+func (l *failing) AcceptTCP() (*net.TCPConn, error) {
+	if l.times > 0 {
+		l.times--
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: unix.EMFILE}
+	}
+	return l.TCPListener.AcceptTCP()
+}
+
+// silent is a guest that neither answers nor ends, and counts its streams.
+type silent struct {
+	opened chan net.Conn
+}
+
+func (s silent) dial(context.Context, uint16) (link.Stream, error) {
+	ours, theirs, err := unixPair()
+	if err != nil {
+		return nil, err
+	}
+	s.opened <- theirs
+	return ours, nil
+}
+
+func newSilent(t *testing.T) silent {
+	t.Helper()
+	s := silent{opened: make(chan net.Conn, 8)}
+	t.Cleanup(func() {
+		for len(s.opened) > 0 {
+			_ = (<-s.opened).Close()
+		}
+	})
+	return s
+}
+
+// TestAcceptFails: forwarding goes on when there are descriptors again, and not
+// more connections are joined at a time than there may be.
+func TestAcceptFails(t *testing.T) {
+	t.Parallel()
+	s, l := newSilent(t), loopback(t)
+	f := newForwarder(s.dial, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	f.pause, f.slots = time.Millisecond, make(chan struct{}, 1)
+	f.listeners = []*net.TCPListener{l}
+	f.work.Go(func() { f.accept(&failing{l, 3}) })
+	var clients [2]net.Conn
+	for i := range clients {
+		var d net.Dialer
+		var err error
+		if clients[i], err = d.DialContext(t.Context(), "tcp", l.Addr().String()); err != nil {
+			t.Fatal(err)
+		}
+		defer clients[i].Close()
+	}
+	wait := func() net.Conn {
+		t.Helper()
+		select {
+		case c := <-s.opened:
+			return c
+		case <-time.After(20 * time.Second):
+			t.Fatal("a connection is not forwarded")
+			return nil
+		}
+	}
+	first := wait()
+	select {
+	case <-s.opened:
+		t.Error("there are more connections than there may be")
+	case <-time.After(50 * time.Millisecond):
+	}
+	_ = first.Close()
+	_ = clients[0].Close()
+	_ = wait().Close()
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSilentGuest: a connection whose client has said all ends, though the guest
+// does not end it.
+func TestSilentGuest(t *testing.T) {
+	t.Parallel()
+	s := newSilent(t)
+	f := newForwarder(s.dial, slog.New(slog.DiscardHandler))
+	f.lull = 50 * time.Millisecond
+	client, server := pair(t, loopback(t))
+	f.work.Go(func() { f.join(server) })
+	if err := client.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(client); err != nil || len(b) > 0 {
+		t.Errorf("%q, %v; want the end", b, err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
 }
