@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/config"
@@ -60,6 +61,11 @@ func newRoot(release func()) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "kata",
 		Short: "Run containers, each in a virtual machine of its own",
+		// Flags before a verb are the program's, whatever the verb's are called.
+		TraverseChildren: true,
+		Args:             unknown,
+		Annotations:      map[string]string{noConfig: "true"},
+		RunE:             func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Annotations[noConfig] != "" {
 				return nil
@@ -77,6 +83,18 @@ func newRoot(release func()) *cobra.Command {
 		a.uninstallCommand(), versionCommand(),
 	)
 	return root
+}
+
+// unknown refuses a word that is no command.
+func unknown(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	err := fmt.Errorf("unknown command %q", args[0])
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		err = fmt.Errorf("%w (did you mean %s?)", err, strings.Join(near, ", "))
+	}
+	return err
 }
 
 // load reads the configuration; every command but a few needs it.

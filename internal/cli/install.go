@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 
+	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/install"
 	"github.com/spf13/cobra"
 )
@@ -22,6 +24,9 @@ func (a *app) installCommand() *cobra.Command {
 		Args:        cobra.NoArgs,
 		Annotations: map[string]string{noConfig: "true"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := notOurs(c.Config); err != nil {
+				return err
+			}
 			change, err := c.Install(cmd.Context())
 			if err != nil {
 				return err
@@ -34,7 +39,7 @@ func (a *app) installCommand() *cobra.Command {
 		},
 	}
 	containerdFlags(cmd, &c, &dryRun)
-	cmd.Flags().BoolVar(&c.Untrusted, "untrusted-workloads", false, "run pods that are annotated as untrusted in virtual machines too (containerd 1.x)")
+	cmd.Flags().BoolVar(&c.Untrusted, "untrusted-workloads", false, "run pods that are annotated as untrusted in virtual machines too (containerd 1.x); once given it stays until the uninstall")
 	return group("install", "Put kata into the configuration of an engine", "Put kata into the configuration of an engine.", cmd)
 }
 
@@ -63,8 +68,20 @@ func (a *app) uninstallCommand() *cobra.Command {
 }
 
 func containerdFlags(cmd *cobra.Command, c *install.Containerd, dryRun *bool) {
-	cmd.Flags().StringVar(&c.Config, "config", install.ContainerdConfig, "containerd's configuration")
+	cmd.Flags().StringVar(&c.Config, "containerd-config", install.ContainerdConfig, "containerd's configuration")
+	// Only after this word: before it, it is the flag of the whole program.
+	cmd.Flags().StringVar(&c.Config, "config", install.ContainerdConfig, "the same as --containerd-config")
 	cmd.Flags().BoolVar(dryRun, "dry-run", false, "show what would change, and change nothing")
+}
+
+// notOurs refuses kata's own configuration, which need not exist.
+func notOurs(path string) error {
+	for _, own := range []string{config.File, os.Getenv(config.EnvFile)} {
+		if own != "" && filepath.Clean(path) == filepath.Clean(own) {
+			return fmt.Errorf("%s is kata's own configuration; name containerd's with --containerd-config", path)
+		}
+	}
+	return nil
 }
 
 // apply makes a change, or only shows it, and tells which.
@@ -85,8 +102,8 @@ func (a *app) apply(change install.Change, dryRun bool) error {
 	if err := change.Describe(a.out); err != nil {
 		return err
 	}
-	if _, err := os.Stat(change.Backup()); err == nil {
-		fmt.Fprintf(a.out, "as it was before: %s\n", change.Backup())
+	if original := change.Original(); original != "" {
+		fmt.Fprintf(a.out, "as it was before kata came into it: %s\n", original)
 	}
 	return nil
 }

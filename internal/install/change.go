@@ -21,6 +21,8 @@ type Change struct {
 
 	mode        fs.FileMode
 	criDisabled bool
+	// pristine: Before is without our block; begun: there was no file before it.
+	pristine, begun bool
 }
 
 // Empty tells whether there is nothing to do.
@@ -28,8 +30,37 @@ func (c Change) Empty() bool {
 	return bytes.Equal(c.Before, c.After) && (c.Before == nil) == (c.After == nil)
 }
 
-// Backup is the path of the file as it was before the first change.
-func (c Change) Backup() string { return c.Path + backupSuffix }
+// Original is the path of a copy of the file as it was before our block came
+// into it; empty when there is none.
+func (c Change) Original() string {
+	saved, err := os.ReadFile(c.backup())
+	if err != nil || c.begun || ours(saved) || c.pristine && !bytes.Equal(saved, c.Before) {
+		return ""
+	}
+	return c.backup()
+}
+
+func (c Change) backup() string { return c.Path + backupSuffix }
+
+// ours tells whether a text has our block, so that it is no original.
+func ours(text []byte) bool { return bytes.Contains(text, []byte(begin)) }
+
+// backUp keeps a copy of the file as it is before our block comes into it, and
+// returns the copy there is. What an earlier installation left is replaced; but
+// where there is no file any more, it may be the last of it.
+func (c Change) backUp() ([]byte, error) {
+	saved, err := os.ReadFile(c.backup())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if c.pristine && c.Before != nil && (saved == nil || !bytes.Equal(saved, c.Before)) {
+		return c.Before, write(c.backup(), c.Before, c.mode)
+	}
+	if c.begun && ours(saved) {
+		return nil, os.Remove(c.backup())
+	}
+	return saved, nil
+}
 
 // CRIDisabled tells whether the configuration turns the CRI plugin off, so that
 // there can be no pods.
@@ -63,20 +94,13 @@ func (c Change) Describe(w io.Writer) error {
 }
 
 // Apply makes the change. The file is whole at each moment, and a copy of what
-// it was before the first change is kept until it is that again.
+// it was before our block came is kept until it is that again.
 func (c Change) Apply() error {
 	if c.Empty() {
 		return nil
 	}
-	saved, err := os.ReadFile(c.Backup())
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if c.Before != nil {
-			if err := write(c.Backup(), c.Before, c.mode); err != nil {
-				return fmt.Errorf("back up %s: %w", c.Path, err)
-			}
-		}
-	case err != nil:
+	saved, err := c.backUp()
+	if err != nil {
 		return fmt.Errorf("back up %s: %w", c.Path, err)
 	}
 	if c.After == nil {
@@ -95,7 +119,7 @@ func (c Change) Apply() error {
 		return err
 	}
 	if restored {
-		return os.Remove(c.Backup())
+		return os.Remove(c.backup())
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -48,7 +49,8 @@ type Containerd struct {
 // when applied twice.
 func (c Containerd) Install(ctx context.Context) (Change, error) {
 	ch, err := c.plan(func(old []byte) ([]byte, error) {
-		rest, head := divide(old)
+		rest, block := divide(old)
+		head := headOf(block)
 		if old == nil {
 			v, err := c.newVersion(ctx)
 			if err != nil {
@@ -56,7 +58,7 @@ func (c Containerd) Install(ctx context.Context) (Change, error) {
 			}
 			head = fmt.Appendf(nil, "version = %d\n", v)
 		}
-		return c.add(rest, head)
+		return c.add(rest, head, bytes.Contains(block, []byte("untrusted_workload_runtime]")))
 	})
 	if err != nil {
 		return Change{}, fmt.Errorf("install for containerd: %w", err)
@@ -67,8 +69,8 @@ func (c Containerd) Install(ctx context.Context) (Change, error) {
 // Uninstall plans the change that undoes Install.
 func (c Containerd) Uninstall() (Change, error) {
 	ch, err := c.plan(func(old []byte) ([]byte, error) {
-		rest, head := divide(old)
-		if len(rest) == 0 && len(head) > 0 {
+		rest, block := divide(old)
+		if len(rest) == 0 && len(headOf(block)) > 0 {
 			return nil, nil // a file that Install has begun
 		}
 		_, err := read(rest)
@@ -84,7 +86,7 @@ func (c Containerd) Uninstall() (Change, error) {
 func (c Containerd) plan(edit func(old []byte) ([]byte, error)) (Change, error) {
 	st, err := os.Lstat(c.Config)
 	if err == nil && !st.Mode().IsRegular() {
-		return Change{}, fmt.Errorf("%s is not a regular file; name the file itself with --config", c.Config)
+		return Change{}, fmt.Errorf("%s is not a regular file; name the file itself with --containerd-config", c.Config)
 	}
 	ch := Change{Path: c.Config, mode: 0o644}
 	switch {
@@ -100,6 +102,11 @@ func (c Containerd) plan(edit func(old []byte) ([]byte, error)) (Change, error) 
 			ch.Before = []byte{}
 		}
 	}
+	_, block := divide(ch.Before)
+	ch.pristine, ch.begun = block == nil, ch.Before == nil || len(headOf(block)) > 0
+	if err := c.refuse(ch.Before); err != nil {
+		return Change{}, fmt.Errorf("%s: %w", c.Config, err)
+	}
 	if ch.After, err = edit(ch.Before); err != nil {
 		return Change{}, fmt.Errorf("%s: %w", c.Config, err)
 	}
@@ -113,12 +120,30 @@ func (c Containerd) plan(edit func(old []byte) ([]byte, error)) (Change, error) 
 	return ch, nil
 }
 
+// refuse tells what makes it unlikely that this is containerd's configuration.
+func (c Containerd) refuse(text []byte) error {
+	if dir := filepath.Dir(c.Config); text == nil && c.Config != ContainerdConfig {
+		if _, err := os.Stat(dir); err != nil {
+			return fmt.Errorf("its directory cannot be used: %w; make it first if containerd reads its configuration there", err)
+		}
+	}
+	// Nothing of containerd's has these names.
+	var kata struct {
+		Hypervisor, Runtime, Agent, Network any
+	}
+	if err := toml.Unmarshal(text, &kata); err == nil &&
+		(kata.Hypervisor != nil || kata.Runtime != nil || kata.Agent != nil || kata.Network != nil) {
+		return errors.New("this is kata's own configuration; name containerd's with --containerd-config")
+	}
+	return nil
+}
+
 // newVersion is the version of a configuration that is begun: the newest one
 // that the containerd which is installed knows.
 func (c Containerd) newVersion(ctx context.Context) (int, error) {
 	program, err := exec.LookPath(c.Program)
 	if err != nil {
-		return 0, fmt.Errorf("does not exist, and neither does containerd: %w; install containerd first (apt-get install containerd), or name its configuration with --config", err)
+		return 0, fmt.Errorf("does not exist, and neither does containerd: %w; install containerd first (apt-get install containerd), or name its configuration with --containerd-config", err)
 	}
 	out, err := exec.CommandContext(ctx, program, "--version").Output()
 	if err != nil {
@@ -190,8 +215,9 @@ func form(version int) (n int, plugin string, err error) {
 
 // add appends the block to a configuration without it. head is the first line of
 // the block where it is all there is. Tables that the administrator has written
-// already stay as they are.
-func (c Containerd) add(text, head []byte) ([]byte, error) {
+// already stay as they are. untrusted tells that the block has had the runtime
+// for untrusted workloads, which is kept.
+func (c Containerd) add(text, head []byte, untrusted bool) ([]byte, error) {
 	f, err := read(append(bytes.Clone(head), text...))
 	if err != nil {
 		return nil, err
@@ -201,10 +227,10 @@ func (c Containerd) add(text, head []byte) ([]byte, error) {
 		return nil, err
 	}
 	names := []string{fmt.Sprintf("config-v%d.toml", n)}
-	if c.Untrusted {
-		if n > 2 {
-			return nil, errors.New("containerd 2 has no runtime for untrusted workloads; use the RuntimeClass kata")
-		}
+	if c.Untrusted && n > 2 {
+		return nil, errors.New("containerd 2 has no runtime for untrusted workloads; use the RuntimeClass kata")
+	}
+	if n <= 2 && (c.Untrusted || untrusted) {
 		names = append(names, fmt.Sprintf("untrusted-v%d.toml", n))
 	}
 	there := f.Plugins[plugin].Containerd
@@ -232,9 +258,8 @@ func (c Containerd) add(text, head []byte) ([]byte, error) {
 	return bytes.Join([][]byte{text, []byte(begin), head, block, []byte(end)}, nil), nil
 }
 
-// divide takes the block out. head is the version that the block begins with,
-// when Install has begun the file.
-func divide(text []byte) (rest, head []byte) {
+// divide takes the block out; it is nil when there is none.
+func divide(text []byte) (rest, block []byte) {
 	before, block, ok := bytes.Cut(text, []byte(begin))
 	if !ok {
 		return text, nil
@@ -243,10 +268,15 @@ func divide(text []byte) (rest, head []byte) {
 	if !ok {
 		return text, nil // somebody has edited the marks; what is ours cannot be told
 	}
-	if bytes.HasPrefix(block, []byte("version = ")) {
-		head = block[:bytes.IndexByte(block, '\n')+1]
+	return append(bytes.Clone(before), after...), block
+}
+
+// headOf is the version that a block begins with when Install has begun the file.
+func headOf(block []byte) []byte {
+	if !bytes.HasPrefix(block, []byte("version = ")) {
+		return nil
 	}
-	return append(bytes.Clone(before), after...), head
+	return block[:bytes.IndexByte(block, '\n')+1]
 }
 
 // table is one table of our files, with the comment before it.

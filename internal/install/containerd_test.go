@@ -167,17 +167,91 @@ func TestInstallAfterOthers(t *testing.T) {
 	}
 }
 
+// TestOriginal holds what is said of the copy beside the file.
+func TestOriginal(t *testing.T) {
+	apply := func(t *testing.T, plan func() (Change, error)) Change {
+		t.Helper()
+		ch, err := plan()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := ch.Apply(); err != nil {
+			t.Fatal(err)
+		}
+		return ch
+	}
+	const block = begin + end
+	for _, tc := range []struct {
+		name, config, copy string // before
+		installed          string // the copy that is claimed after the installation
+		left               string // the copy after all
+	}{
+		{name: "a file", config: debian, installed: debian},
+		{name: "none", config: "none"},
+		{name: "none, and a copy with a block", config: "none", copy: block},
+		{name: "none, and somebody's copy", config: "none", copy: "version = 2\n", left: "version = 2\n"},
+		{name: "a copy of an earlier file", config: debian, copy: "version = 2\n", installed: debian},
+		{name: "a copy with a block", config: debian, copy: block, installed: debian},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := Containerd{Config: configure(t, tc.config), Program: program(t, "1.6.20")}
+			path := c.Config + backupSuffix
+			if tc.copy != "" {
+				if err := os.WriteFile(path, []byte(tc.copy), 0o640); err != nil {
+					t.Fatal(err)
+				}
+			}
+			install := func() (Change, error) { return c.Install(t.Context()) }
+			for range 2 {
+				got := ""
+				if original := apply(t, install).Original(); original != "" {
+					b, err := os.ReadFile(original)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got = string(b)
+				}
+				if got != tc.installed {
+					t.Errorf("claims %q, want %q", got, tc.installed)
+				}
+			}
+			apply(t, c.Uninstall)
+			b, err := os.ReadFile(path)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) || string(b) != tc.left {
+				t.Errorf("left: %q, %v, want %q", b, err, tc.left)
+			}
+		})
+	}
+}
+
+// TestUntrustedIsKept installs again without asking for it.
+func TestUntrustedIsKept(t *testing.T) {
+	c := Containerd{Config: configure(t, debian), Untrusted: true}
+	ch, err := c.Install(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Apply(); err != nil {
+		t.Fatal(err)
+	}
+	c.Untrusted = false
+	if ch, err = c.Install(t.Context()); err != nil || !ch.Empty() {
+		t.Errorf("changes again, %v:\n%s", err, ch.After)
+	}
+}
+
 func TestInstallRefuses(t *testing.T) {
 	cases := []struct {
 		name, config string
 		untrusted    bool
 		words        []string
 	}{
-		{name: "no containerd", config: "none", words: []string{"apt-get install containerd", "--config"}},
+		{name: "no containerd", config: "none", words: []string{"apt-get install containerd", "--containerd-config"}},
 		{name: "not TOML", config: "version = 2\n[plugins\n", words: []string{"line 2", "containerd config dump"}},
 		{name: "a later version", config: "version = 9\n", words: []string{"version 9", "deploy/containerd"}},
 		{name: "another kata", config: "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata]\nruntime_type = 'io.containerd.kata-qemu.v2'\n", words: []string{"io.containerd.kata-qemu.v2", "remove it"}},
 		{name: "plugins in one line", config: "version = 3\nplugins = {}\n", words: []string{"by hand"}},
+		{name: "kata's own", config: "[hypervisor]\ndefault_memory = 512\n", words: []string{"kata's own", "--containerd-config"}},
 		{name: "untrusted in containerd 2", config: "version = 3\n", untrusted: true, words: []string{"RuntimeClass"}},
 	}
 	for _, tc := range cases {
@@ -194,6 +268,13 @@ func TestInstallRefuses(t *testing.T) {
 			}
 		})
 	}
+	t.Run("no directory", func(t *testing.T) {
+		dir := filepath.Join(t.TempDir(), "missing")
+		_, err := (Containerd{Config: filepath.Join(dir, "config.toml"), Program: program(t, "1.6.20")}).Install(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "directory") {
+			t.Errorf("got %v", err)
+		}
+	})
 	t.Run("a link", func(t *testing.T) {
 		link := filepath.Join(t.TempDir(), "link")
 		if err := os.Symlink(configure(t, debian), link); err != nil {
