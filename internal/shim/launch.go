@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"net"
@@ -102,7 +103,8 @@ func prepare(ctx context.Context, rec *record, hash string) error {
 }
 
 // listen returns a socket that listens at path, or none when somebody does so
-// already. One that a dead shim has left is replaced.
+// already. One that a dead shim has left is replaced: only a refusal says that
+// it is dead, whereas a live one may be too busy to answer.
 func listen(ctx context.Context, path string) (*os.File, error) {
 	var conf net.ListenConfig
 	for range 2 {
@@ -121,7 +123,10 @@ func listen(ctx context.Context, path string) (*os.File, error) {
 		if err == nil {
 			return nil, conn.Close()
 		}
-		if err := os.Remove(path); err != nil {
+		if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("ask whether the shim at %s lives: %w", path, err)
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("socket of a dead shim: %w", err)
 		}
 	}

@@ -1,10 +1,13 @@
 package shim
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestJoin: a container of a pod finds the pod's shim by the record beside it.
@@ -77,4 +80,41 @@ func TestListen(t *testing.T) {
 		t.Fatalf("after the first has died: %v, %v", third, err)
 	}
 	_ = third.Close()
+}
+
+// TestListenKeepsBusySocket: a shim that cannot take a connection just now is
+// alive, and keeps its socket.
+func TestListenKeepsBusySocket(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "kata") //nolint:usetesting // as above
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "s")
+	addr := &unix.SockaddrUnix{Name: path}
+	socket := func() int {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		return fd
+	}
+	t.Cleanup(func() {
+		_ = os.Remove(path)
+		_ = os.Remove(dir)
+	})
+	l := socket()
+	if err := errors.Join(unix.Bind(l, addr), unix.Listen(l, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for err = nil; err == nil; {
+		err = unix.Connect(socket(), addr) // until it takes no more
+	}
+	if f, err := listen(t.Context(), path); err == nil || f != nil || !strings.Contains(err.Error(), "lives") {
+		t.Errorf("%v, %v; want an error", f, err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("the socket is gone: %v", err)
+	}
 }
