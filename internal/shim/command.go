@@ -7,8 +7,8 @@
 //	           ◀─ address of its socket ─         ▲
 //	           ══ Task service, ttRPC ════════════╯
 //
-// The socket is in a directory that only root can enter: who can connect may do
-// everything. When the shim has died, containerd runs it with "delete", which
+// Only root can connect to the socket, by its mode, whoever can enter the
+// directory: who can connect may do everything. When the shim has died, containerd runs it with "delete", which
 // removes what is left by the sandbox's ledger.
 package shim
 

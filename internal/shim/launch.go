@@ -48,10 +48,10 @@ func launch(ctx context.Context, c command, p parameters, dir string) (address s
 	// Of no other container, namespace or containerd.
 	hash := fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(c.address, c.namespace, leader))))
 	rec.Socket = filepath.Join(p.socketDir, "kata-"+hash[:32])
-	if err := os.MkdirAll(p.socketDir, 0o711); err != nil {
+	if err := os.MkdirAll(p.socketDir, 0o700); err != nil {
 		return "", fmt.Errorf("directory of sockets: %w", err)
 	}
-	listener, err := listen(ctx, rec.Socket)
+	listener, err := listenPrivately(ctx, rec.Socket)
 	if err != nil {
 		return "", err
 	}
@@ -100,6 +100,15 @@ func prepare(ctx context.Context, rec *record, hash string) error {
 		rec.Sandbox = rec.Sandbox[:min(few, len(rec.Sandbox))] + "-" + hash[:few]
 	}
 	return owner.Prepare(ctx, loaded.Config, slog.New(slog.DiscardHandler))
+}
+
+// listenPrivately listens at a path that no other user can connect to, not even
+// before its mode is set: containerd may have made the directory for all to
+// enter. The umask is the process's, so this is for `start`, which does nothing
+// else at the time.
+func listenPrivately(ctx context.Context, path string) (*os.File, error) {
+	defer unix.Umask(unix.Umask(0o077))
+	return listen(ctx, path)
 }
 
 // listen returns a socket that listens at path, or none when somebody does so

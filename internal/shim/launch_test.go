@@ -71,6 +71,9 @@ func TestListen(t *testing.T) {
 	if err != nil || first == nil {
 		t.Fatalf("first: %v, %v", first, err)
 	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("mode of the socket: %v, %v; want 0600", st.Mode(), err)
+	}
 	if second, err := listen(t.Context(), path); err != nil || second != nil {
 		t.Errorf("second: %v, %v; want none", second, err)
 	}
