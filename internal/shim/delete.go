@@ -57,6 +57,9 @@ func (c command) collect(ctx context.Context, bundle string, resp *task.DeleteRe
 	if err != nil {
 		return err
 	}
+	if err := sandbox.CheckID(rec.Sandbox); err != nil { // it becomes a path
+		return fmt.Errorf("record of the shim: %w", err)
+	}
 	loaded, err := config.Load(rec.Config)
 	if err != nil {
 		return err

@@ -25,9 +25,10 @@ const (
 )
 
 // Group is the id of the container that the sandbox of container id is made
-// for: id itself, or that of another.
+// for: id itself, or that of another. What the CRI says comes first: unlike
+// containerd's own annotation, users of Kubernetes cannot set it.
 func Group(id string, annotations map[string]string) string {
-	for _, key := range []string{group, criSandboxID} {
+	for _, key := range []string{criSandboxID, group} {
 		if v := annotations[key]; v != "" {
 			return v
 		}

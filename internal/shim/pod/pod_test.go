@@ -17,6 +17,7 @@ func TestGroup(t *testing.T) {
 	}{
 		{"alone", nil, "c"},
 		{"of the CRI", map[string]string{criSandboxID: "p", criType: "container"}, "p"},
+		{"of the CRI, with a user's word", map[string]string{criSandboxID: "p", group: "other"}, "p"},
 		{"of containerd", map[string]string{group: "g"}, "g"},
 	} {
 		if got := Group("c", tt.annotations); got != tt.want {
