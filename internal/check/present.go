@@ -84,17 +84,23 @@ func (h *host) optionalDevice(name, device, key, setting, without string) Result
 		return Result{name, OK, "not used (" + key + " is off)", ""}
 	}
 	if err := h.open(device); err != nil {
-		return Result{
-			name, need(setting == "on"), err.Error(),
-			"run: modprobe " + strings.ReplaceAll(name, "-", "_") + "; until then " + without,
-		}
+		return Result{name, need(setting == "on"), err.Error(), loadModule(err, strings.ReplaceAll(name, "-", "_"), without)}
 	}
 	return Result{name, OK, device + " opens", ""}
 }
 
+// loadModule is the next step after a device could not be opened: a module is
+// not missing where only the right is.
+func loadModule(err error, module, without string) string {
+	if errors.Is(err, fs.ErrPermission) {
+		return "run the check as root: this user may not open the device"
+	}
+	return "run: modprobe " + module + "; until then " + without
+}
+
 func (h *host) tun() Result {
 	if err := h.open("/dev/net/tun"); err != nil {
-		return Result{"tun", Warning, err.Error(), "run: modprobe tun; until then containers have no network (--network none)"}
+		return Result{"tun", Warning, err.Error(), loadModule(err, "tun", "containers have no network (--network none)")}
 	}
 	return Result{"tun", OK, "/dev/net/tun opens", ""}
 }

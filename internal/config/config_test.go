@@ -220,6 +220,20 @@ func TestLoadRefusesWhatOthersCanWrite(t *testing.T) {
 	}
 }
 
+func TestLoadTellsWhatIsNoFile(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o777); err != nil { // as /tmp, which is not to be changed
+		t.Fatal(err)
+	}
+	if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "is a directory") || strings.Contains(err.Error(), "chmod") {
+		t.Errorf("a directory: %v", err)
+	}
+	t.Setenv(EnvFile, filepath.Join(dir, "missing.toml"))
+	if _, err := Load(""); err == nil || !strings.Contains(err.Error(), EnvFile) {
+		t.Errorf("a missing file that the environment names: %v", err)
+	}
+}
+
 func TestLoadBoundsTheFile(t *testing.T) {
 	_, err := Load(write(t, map[string]string{"main.toml": strings.Repeat("#", maxFile+1)}))
 	if err == nil || !strings.Contains(err.Error(), "larger than 1024 KiB") {

@@ -60,9 +60,10 @@ func (p *Error) Error() string {
 // takes EnvFile's value, then File, and only the last may be absent. The error
 // joins every Error that was found, in files and values.
 func Load(path string) (*Loaded, error) {
-	optional := false
+	optional, fromEnv := false, false
 	if path == "" {
 		path = os.Getenv(EnvFile)
+		fromEnv = path != ""
 	}
 	if path == "" {
 		path, optional = File, true
@@ -77,6 +78,11 @@ func Load(path string) (*Loaded, error) {
 		l.Origin[s.key] = FromDefault
 	}
 	problems := l.read(path, optional)
+	if fromEnv && len(l.Files) == 0 { // it could not be read
+		for _, p := range problems {
+			p.Text += " (the environment variable " + EnvFile + " names this file)"
+		}
+	}
 	dropInDir := filepath.Join(filepath.Dir(path), "config.d")
 	dropIns, err := listDropIns(dropInDir)
 	if err != nil {
@@ -122,6 +128,11 @@ func readTrusted(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil {
+		return nil, err
+	} else if st.IsDir() {
+		return nil, errors.New("is a directory; name the file in it")
+	}
 	if err := checkOwner(f); err != nil {
 		return nil, err
 	}

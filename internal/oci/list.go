@@ -2,8 +2,10 @@ package oci
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"text/tabwriter"
 	"time"
 
@@ -41,10 +43,14 @@ func (a *app) listCommand() *cobra.Command {
 				return fmt.Errorf("format %q: must be table or json", format)
 			}
 			states, err := sandbox.List(a.conf.Runtime.StateDir)
-			if err != nil {
-				fmt.Fprintln(a.errOut, "kata-runtime: "+err.Error())
+			if errors.Is(err, fs.ErrPermission) {
+				err = fmt.Errorf("%w; run it as root", err)
 			}
-			return printList(a.out, containersOf(states), quiet, format)
+			if len(states) == 0 && err != nil {
+				return err
+			}
+			// What can be read is listed all the same.
+			return errors.Join(printList(a.out, containersOf(states), quiet, format), err)
 		},
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print ids only")

@@ -71,7 +71,7 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	set.StringVarP(&f.User, "user", "u", "", "user (name or uid, with :group)")
 	set.StringArrayVar(&f.GroupAdd, "group-add", nil, "further groups of the user (name or gid)")
 	set.StringVar(&f.Entrypoint, "entrypoint", "", "command to run instead of the image's entry point")
-	set.StringVar(&f.StopSignal, "stop-signal", "", "signal that `kata stop` sends first")
+	set.StringVar(&f.StopSignal, "stop-signal", "", "signal that kata stop sends first")
 
 	set.StringVarP(&f.Hostname, "hostname", "h", "", "host name (default: the container's id)")
 	set.StringVar(&f.Network, "network", DefaultNetwork, "network to join: none, "+DefaultNetwork+", or the name of a CNI network")

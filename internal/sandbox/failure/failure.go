@@ -28,7 +28,7 @@ type Start struct {
 var remedies = []struct{ word, step string }{ //nolint:gochecknoglobals // a constant table
 	{"kernel panicked", "check hypervisor.kernel and kernel_params, or remove them to use the default"},
 	{"did not answer", "run `kata-runtime check`; under emulation on a busy machine raise boot_timeout in the configuration"},
-	{"Cannot allocate memory", "free memory or lower hypervisor.default_memory"},
+	{"Cannot allocate memory", "free memory, or ask for less: the memory limit (-m) if one is given, else hypervisor.default_memory"},
 	{"No space left", "free space on the file system of runtime.cache_dir and state_dir"},
 	{"no such file", "run `kata-runtime check` to see which part is missing"},
 }
