@@ -32,6 +32,7 @@ type service struct {
 	// stop ends the process, after Shutdown.
 	stop func()
 
+	boots    sync.WaitGroup // Add under mu, while not ending
 	watchers sync.WaitGroup // of the sandbox, and of each process until its exit is told
 
 	mu     sync.Mutex
@@ -40,6 +41,8 @@ type service struct {
 	vmm    uint32           // guarded by mu: pid of the virtual machine
 	tasks  map[string]*ctr  // guarded by mu: nil while being made
 	ending bool             // guarded by mu: nothing new may be made
+	// endBoot gives up the boot that is under way, if one is. Guarded by mu.
+	endBoot context.CancelFunc
 }
 
 // sandbox returns the sandbox that has booted.
@@ -58,8 +61,33 @@ func (s *service) logger() *slog.Logger {
 	return s.log
 }
 
+// beginBoot begins the boot of the sandbox, which has only one; done ends it.
+// The context ends when the shim is to end, which then waits for done.
+func (s *service) beginBoot(ctx context.Context) (_ context.Context, done func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ending:
+		return nil, nil, fmt.Errorf("start sandbox %s: %w", s.id, sandbox.ErrDead)
+	case s.sb != nil:
+		return nil, nil, fmt.Errorf("start sandbox %s: it has been started: %w", s.id, sandbox.ErrExists)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	s.endBoot = cancel
+	s.boots.Add(1)
+	return ctx, func() {
+		cancel()
+		s.boots.Done()
+	}, nil
+}
+
 // boot makes the sandbox as the spec in the bundle wants it.
 func (s *service) boot(ctx context.Context, bundle string) error {
+	ctx, done, err := s.beginBoot(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	sp, err := spec.Load(bundle)
 	if err != nil {
 		return err
@@ -361,10 +389,16 @@ func (s *service) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*empty
 	return &emptypb.Empty{}, refuse(err)
 }
 
-// close ends the sandbox.
+// close ends the sandbox, also one that is about to be.
 func (s *service) close(ctx context.Context) error {
 	s.mu.Lock()
 	s.ending = true
+	if s.endBoot != nil {
+		s.endBoot()
+	}
+	s.mu.Unlock()
+	s.boots.Wait()
+	s.mu.Lock()
 	sb := s.sb
 	s.mu.Unlock()
 	if sb == nil {

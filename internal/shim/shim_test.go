@@ -361,6 +361,70 @@ func TestStartFails(t *testing.T) {
 	s.shutdown(t)
 }
 
+// TestOneBoot: a sandbox starts once, also when its first container has been
+// deleted.
+func TestOneBoot(t *testing.T) {
+	t.Parallel()
+	s := serveShim(t, nil)
+	s.started(t, "c")
+	machine := s.Machine
+	s.guest.Exit(0, time.Now())
+	if _, err := s.client.Wait(t.Context(), &task.WaitRequest{ID: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.client.Delete(t.Context(), &task.DeleteRequest{ID: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "second start of the sandbox", s.create(t, "c", nil), codes.AlreadyExists)
+	if s.Machine != machine {
+		t.Error("there is a second machine")
+	}
+	s.shutdown(t)
+}
+
+// TestEndDuringBoot: whoever ends the shim while the sandbox starts ends that as
+// well. That nothing is left is checked by the rig.
+func TestEndDuringBoot(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*served, *testing.T){
+		"shutdown": func(s *served, t *testing.T) {
+			t.Helper()
+			_, err := s.client.Shutdown(t.Context(), &task.ShutdownRequest{ID: "c", Now: true})
+			if err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+				t.Error(err)
+			}
+		},
+		"signal": func(s *served, _ *testing.T) { s.stop() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			booting := make(chan struct{})
+			s := serveShim(t, map[string]sandboxtest.Fault{
+				"SetupSandbox": func(*sandboxtest.Guest, *sandboxtest.Call) { close(booting) }, // no answer
+			})
+			created := make(chan error, 1)
+			bundle := s.Bundle(t, "c", nil)
+			go func() { // ends with the shim
+				_, err := s.client.Create(context.Background(), &task.CreateTaskRequest{ID: "c", Bundle: bundle})
+				created <- err
+			}()
+			<-booting
+			end(s, t)
+			select {
+			case <-s.ended:
+			case <-time.After(20 * time.Second):
+				t.Fatal("the shim does not end")
+			}
+			if err := <-created; err == nil {
+				t.Error("the container was created")
+			}
+			if !s.Machine.Ended() {
+				t.Error("the machine is left")
+			}
+		})
+	}
+}
+
 func TestHostNetworkIsRefused(t *testing.T) {
 	t.Parallel()
 	s := serveShim(t, nil)
@@ -394,7 +458,19 @@ func TestOutOfMemory(t *testing.T) {
 		}
 	}
 	s.guest.Exit(137, time.Now())
-	s.wait(t, []string{"/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/exit c"})
+	deadline = time.After(20 * time.Second)
+	for !slices.Contains(s.containerd.events(), "/tasks/exit c") {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-deadline:
+			t.Fatal("the end is not told")
+		}
+	}
+	// The guest may speak of it before the start is told.
+	got := slices.DeleteFunc(s.containerd.events(), func(e string) bool { return e == "/tasks/start" })
+	if d := cmp.Diff([]string{"/tasks/create", "/tasks/oom", "/tasks/exit c"}, got); d != "" {
+		t.Errorf("events: -want +got\n%s", d)
+	}
 }
 
 // TestOldService: version 2 of the service is served by the same methods.
