@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	events "github.com/containerd/containerd/api/events"
@@ -53,9 +54,11 @@ type process struct {
 	p     *sandbox.Process
 	told  chan struct{} // closed when the exit has been published
 
-	// starting is held while the process is started and that is published.
+	// starting is held while the process is started and that is published,
+	// which is as long as the guest takes.
 	starting sync.Mutex
-	started  bool // guarded by starting
+	begun    atomic.Bool // it is being started, or has been
+	started  atomic.Bool // set while starting is held
 
 	mu        sync.Mutex
 	io        *stdio.Set // guarded by mu; nil before it is opened
@@ -198,16 +201,18 @@ func (p *process) ended() bool {
 func (p *process) start(ctx context.Context) error {
 	p.starting.Lock()
 	defer p.starting.Unlock()
-	if p.started || p.ended() {
+	if p.started.Load() || p.ended() {
 		return fmt.Errorf("start %s: it has been started: %w", p.name(), sandbox.ErrState)
 	}
+	p.begun.Store(true)
+	defer func() { p.begun.Store(p.started.Load()) }()
 	if err := p.join(ctx); err != nil {
 		return fmt.Errorf("start %s: %w", p.name(), err)
 	}
 	if _, err := p.p.Start(ctx); err != nil {
 		return err
 	}
-	p.started = true
+	p.started.Store(true)
 	if p.id == "" {
 		p.c.s.events.publish(&events.TaskStart{ContainerID: p.c.id, Pid: p.c.pid})
 		return nil
@@ -248,7 +253,7 @@ func (p *process) follow() {
 	}
 	// What begins now is refused, since the process has ended.
 	p.starting.Lock()
-	started := p.started
+	started := p.started.Load()
 	p.starting.Unlock()
 	e, log := p.p.Exit(), p.c.s.logger()
 	if e.Reason != "" {
@@ -288,7 +293,7 @@ func (c *ctr) endExecs() {
 	late := time.After(execsTimeout)
 	for _, p := range execs {
 		p.starting.Lock()
-		started := p.started
+		started := p.started.Load()
 		p.starting.Unlock()
 		if !started {
 			continue
@@ -303,8 +308,11 @@ func (c *ctr) endExecs() {
 
 // delete removes a process that has ended, or was never started.
 func (p *process) delete(ctx context.Context) error {
+	if p.begun.Load() && !p.ended() { // the guest may take its time to start it
+		return fmt.Errorf("delete %s: it is running: %w", p.name(), sandbox.ErrState)
+	}
 	p.starting.Lock()
-	started := p.started
+	started := p.started.Load()
 	p.starting.Unlock()
 	if started && !p.ended() {
 		return fmt.Errorf("delete %s: it is running: %w", p.name(), sandbox.ErrState)
@@ -379,9 +387,7 @@ func (p *process) state() *task.StateResponse {
 	p.c.mu.Lock()
 	paused := p.c.paused
 	p.c.mu.Unlock()
-	p.starting.Lock()
-	started := p.started
-	p.starting.Unlock()
+	started := p.started.Load()
 	switch {
 	case started && paused && p.id == "":
 		r.Status = tasktypes.Status_PAUSED

@@ -317,6 +317,38 @@ func TestPod(t *testing.T) {
 	s.wait(t, []string{"/tasks/create", "/tasks/start", "/tasks/create", "/tasks/exit d", "/tasks/delete"})
 }
 
+// TestSlowStart: a guest that does not answer to the start of a process holds up
+// nobody who asks how it is, or wants to delete it.
+func TestSlowStart(t *testing.T) {
+	t.Parallel()
+	starting := make(chan struct{})
+	s := serveShim(t, map[string]sandboxtest.Fault{
+		"StartProcess": func(*sandboxtest.Guest, *sandboxtest.Call) { close(starting) }, // no answer
+	})
+	if err := s.create(t, "c", nil); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var start sync.WaitGroup
+	start.Go(func() {
+		if _, err := s.client.Start(ctx, &task.StartRequest{ID: "c"}); err == nil {
+			t.Error("Start succeeds")
+		}
+	})
+	defer start.Wait()
+	defer cancel()
+	<-starting
+	_ = sandboxtest.Within(t, "State", func() error {
+		if got := s.status(t, "c", ""); got != tasktypes.Status_CREATED {
+			t.Errorf("it is %v", got)
+		}
+		return nil
+	})
+	_, err := s.client.Delete(t.Context(), &task.DeleteRequest{ID: "c"})
+	wantCode(t, "delete of what is being started", err, codes.FailedPrecondition)
+	s.Machine.End(sandboxtest.ErrKilled)
+}
+
 // TestMachineDies: everything ends with a reason, and can still be asked for.
 func TestMachineDies(t *testing.T) {
 	t.Parallel()
