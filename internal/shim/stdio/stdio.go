@@ -58,6 +58,7 @@ type Set struct {
 	over    bool          // guarded by mu: the client says that the input is
 	keeper  *os.File      // guarded by mu: holds the input open until then
 	streams []link.Stream // guarded by mu: the guest's side
+	joined  bool          // guarded by mu
 	closed  bool          // guarded by mu
 }
 
@@ -123,15 +124,18 @@ func (s *Set) openInput() error {
 		keeper, err = os.OpenFile(s.input, os.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		return err
 	})
+	if err != nil {
+		if in != nil {
+			_ = in.Close()
+		}
+		return fmt.Errorf("standard input: %w", err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.in, s.keeper = in, keeper
 	if s.over && keeper != nil {
 		_ = keeper.Close()
 		s.keeper = nil
-	}
-	if err != nil {
-		return fmt.Errorf("standard input: %w", err)
 	}
 	return nil
 }
@@ -195,8 +199,16 @@ func (s *Set) Wanted() (stdin, stdout, stderr bool) {
 }
 
 // Join opens the input and the guest's streams, and carries bytes from then on.
+// After a failure it may be called again; once it has succeeded, that does
+// nothing.
 func (s *Set) Join(ctx context.Context, open func(ctx context.Context, fd int) (link.Stream, error)) error {
-	if s.input != "" {
+	s.mu.Lock()
+	joined := s.joined
+	s.mu.Unlock()
+	if joined {
+		return nil
+	}
+	if s.input != "" && s.in == nil {
 		if err := s.openInput(); err != nil {
 			return err
 		}
@@ -217,6 +229,9 @@ func (s *Set) Join(ctx context.Context, open func(ctx context.Context, fd int) (
 		}
 		streams[fd] = st
 	}
+	s.mu.Lock()
+	s.joined = true
+	s.mu.Unlock()
 	for fd, st := range streams {
 		if st == nil {
 			continue

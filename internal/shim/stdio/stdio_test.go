@@ -3,6 +3,7 @@ package stdio
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -198,6 +199,48 @@ func TestShortInput(t *testing.T) {
 		t.Error(err)
 	}
 	_ = g[0].Close()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestJoinAgain: after a failure it goes on with the input that it has, and
+// after a success there is nothing to do.
+func TestJoinAgain(t *testing.T) {
+	t.Parallel()
+	in := fifo(t, "in")
+	s, err := Open(t.Context(), Options{Stdin: in, Stdout: fifo(t, "out"), Mounts: mounts(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, failed := &guest{}, errors.New("failed")
+	var first *os.File
+	for i := range 4 {
+		err := s.Join(t.Context(), func(ctx context.Context, fd int) (link.Stream, error) {
+			if fd == 1 && i < 2 {
+				return nil, failed
+			}
+			if i > 2 {
+				t.Error("a stream is opened again")
+			}
+			if g[fd] != nil {
+				_ = g[fd].Close()
+			}
+			return g.open(ctx, fd)
+		})
+		if want := i < 2; errors.Is(err, failed) != want || err != nil && !want {
+			t.Errorf("attempt %d: %v", i, err)
+		}
+		if first == nil {
+			first = s.in
+		}
+		if s.in != first {
+			t.Errorf("attempt %d opens the input again", i)
+		}
+	}
+	for _, c := range g[:2] {
+		_ = c.Close()
+	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
