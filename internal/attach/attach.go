@@ -31,6 +31,10 @@ const (
 	impatientTime    = 2 * time.Second
 )
 
+// ErrOutputClosed tells that whoever read the output reads no more, as in
+// `kata run … | head -1`.
+var ErrOutputClosed = errors.New("nobody reads the output any more")
+
 // Session is one attached process. Open, then start the process, then Run.
 type Session struct {
 	Client          *proxy.Client
@@ -74,13 +78,16 @@ func (s *Session) Close() {
 
 // Run carries data and signals until the process has ended and its output has
 // arrived, and tells how it ended. An error means that the caller's side
-// failed (a closed pipe, a lost kata-proxy), not the process.
+// failed (a lost kata-proxy, ErrOutputClosed), not the process.
 func (s *Session) Run(ctx context.Context) (*proxyv1.WaitResponse, error) {
 	restore, err := s.rawTerminal()
 	if err != nil {
 		return nil, err
 	}
 	defer restore()
+	// A closed pipe is an error to handle, not this program's end: what it owns
+	// has to be ended first. So this stays until the program ends.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	ctx, cancel := context.WithCancel(ctx)
 	var background sync.WaitGroup
 	defer background.Wait()
@@ -102,7 +109,11 @@ func (s *Session) Run(ctx context.Context) (*proxyv1.WaitResponse, error) {
 	for fd, w := range map[int]io.Writer{1: s.Stdout, 2: s.Stderr} {
 		if st := s.streams[fd]; st != nil {
 			counts[fd].w = w
-			out.Go(func() { outErrs[fd] = copyOut(&counts[fd], st) })
+			out.Go(func() {
+				if outErrs[fd] = copyOut(&counts[fd], st); errors.Is(outErrs[fd], ErrOutputClosed) {
+					cancel() // whether the process ends of it or not
+				}
+			})
 		}
 	}
 	resp, err := s.Client.Wait(ctx, &proxyv1.WaitRequest{Container: s.Container, Exec: s.Exec})
@@ -111,6 +122,9 @@ func (s *Session) Run(ctx context.Context) (*proxyv1.WaitResponse, error) {
 	} else {
 		s.Close()
 		out.Wait()
+		if closed := errors.Join(outErrs...); errors.Is(closed, ErrOutputClosed) {
+			return nil, closed
+		}
 		return nil, fmt.Errorf("wait for container %s: %w", s.Container, proxy.Explain(err))
 	}
 	return resp, errors.Join(outErrs...)
@@ -166,7 +180,7 @@ func copyOut(w io.Writer, st link.Stream) error {
 	_, err := io.CopyBuffer(w, struct{ io.Reader }{st}, make([]byte, copyBuffer))
 	if errors.Is(err, unix.EPIPE) {
 		_ = st.Close()
-		return nil
+		return ErrOutputClosed
 	}
 	if err == nil || link.IsClosed(err) {
 		return nil

@@ -53,13 +53,13 @@ func (a *app) execCommand(release func()) *cobra.Command {
 	return cmd
 }
 
-func (a *app) exec(ctx context.Context, r record, command []string, fl execFlags, release func()) error {
+func (a *app) exec(ctx context.Context, r record, args []string, fl execFlags, release func()) error {
 	c, err := a.dial(ctx, r)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	p, err := a.execProcess(r, command, fl)
+	p, err := a.execProcess(r, args, fl)
 	if err != nil {
 		return err
 	}
@@ -92,6 +92,9 @@ func (a *app) exec(ctx context.Context, r record, command []string, fl execFlags
 	}
 	release()
 	resp, err := s.Run(context.WithoutCancel(ctx))
+	if errors.Is(err, attach.ErrOutputClosed) {
+		return command.ExitError(command.Piped)
+	}
 	if err != nil {
 		return err
 	}
@@ -101,7 +104,7 @@ func (a *app) exec(ctx context.Context, r record, command []string, fl execFlags
 
 // execProcess is the OCI process of an exec: the container's own, with what
 // the flags change.
-func (a *app) execProcess(r record, command []string, fl execFlags) (*specs.Process, error) {
+func (a *app) execProcess(r record, args []string, fl execFlags) (*specs.Process, error) {
 	b, err := os.ReadFile(filepath.Join(a.containers.path(r.ID), "config.json"))
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", r.Name, err)
@@ -111,7 +114,7 @@ func (a *app) execProcess(r record, command []string, fl execFlags) (*specs.Proc
 		return nil, fmt.Errorf("exec in container %s: %w", r.Name, err)
 	}
 	p := *spec.Process
-	p.Args = command
+	p.Args = args
 	p.Terminal = fl.tty
 	p.ConsoleSize = nil
 	if fl.workdir != "" {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"path/filepath"
 
+	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/logfile"
 	"github.com/spf13/cobra"
 )
@@ -30,6 +31,9 @@ func (a *app) logsCommand() *cobra.Command {
 			err = logfile.Copy(ctx, path, a.out, a.errOut, logfile.Options{Follow: follow, Ended: ended})
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil // nothing was printed yet
+			}
+			if code, ok := command.Interrupted(ctx); ok && follow {
+				return command.ExitError(code) // which is how following ends
 			}
 			return err
 		},

@@ -13,6 +13,7 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 	"github.com/seed-efd44b36/kata/internal/attach"
+	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/image"
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/runflags"
@@ -98,6 +99,9 @@ func (r *run) do(ctx context.Context, args []string) (err error) {
 	}
 	keep = !r.fl.Remove
 	resp, err := r.attach(ctx)
+	if errors.Is(err, attach.ErrOutputClosed) {
+		return errors.Join(r.end(), command.ExitError(command.Piped))
+	}
 	if err := errors.Join(err, r.end()); err != nil {
 		keep = keep && resp != nil
 		return err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
@@ -22,6 +23,7 @@ const (
 	Failed  = 125 // the program itself failed
 	Denied  = 126 // the command cannot be executed
 	Missing = 127 // the command does not exist
+	Piped   = 141 // nobody reads the output any more: 128 and SIGPIPE
 )
 
 // maxLine bounds a line of an error, in bytes.
@@ -46,7 +48,11 @@ type Program struct {
 
 // Main runs the program and returns its exit code.
 func (p Program) Main(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	if err := sandbox.SilenceRPC(); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, err)
+		return p.Code("")
+	}
+	ctx, stop := interruptible()
 	defer stop()
 	root := p.Root(stop)
 	root.SilenceUsage, root.SilenceErrors = true, true
@@ -59,24 +65,80 @@ func (p Program) Main(args []string) int {
 	if code, ok := errors.AsType[ExitError](err); ok {
 		return int(code)
 	}
+	verb, _, unknown := root.Find(args)
+	text, code := err.Error(), 0
+	if c, ok := Interrupted(ctx); ok {
+		text, code = interruption(verb.Name(), text), c
+	}
 	// Names in images, and what registries answer, are part of errors.
-	for i, line := range strings.Split(err.Error(), "\n") {
+	for i, line := range strings.Split(text, "\n") {
 		if i == 0 {
 			line = p.Name + ": " + line
 		}
 		fmt.Fprintln(os.Stderr, printable.Text(line, maxLine))
 	}
 	switch {
+	case code != 0:
+		return code
 	case errors.Is(err, sandbox.ErrCommandNotFound):
 		return Missing
 	case errors.Is(err, sandbox.ErrCommandDenied):
 		return Denied
 	}
-	verb, _, err := root.Find(args)
-	if err != nil {
+	if unknown != nil {
 		return p.Code("")
 	}
 	return p.Code(verb.Name())
+}
+
+// interrupted is why a context has ended: a signal.
+type interrupted unix.Signal
+
+func (i interrupted) Error() string { return "interrupted by " + unix.SignalName(unix.Signal(i)) }
+
+// Interrupted tells whether a signal has ended the context of a command, and
+// the exit code that stands for it.
+func Interrupted(ctx context.Context) (code int, ok bool) {
+	i, ok := errors.AsType[interrupted](context.Cause(ctx))
+	return 128 + int(i), ok
+}
+
+// interruptible is a context that SIGINT and SIGTERM end, until stop.
+func interruptible() (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	received := make(chan os.Signal, 1)
+	signal.Notify(received, unix.SIGINT, unix.SIGTERM)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case sig := <-received:
+			if n, ok := sig.(unix.Signal); ok {
+				cancel(interrupted(n))
+			}
+		case <-ctx.Done():
+		}
+	})
+	return ctx, sync.OnceFunc(func() {
+		signal.Stop(received)
+		cancel(nil)
+		watch.Wait()
+	})
+}
+
+// interruption is what is said of a command that a signal has ended: not how
+// its parts were told, but what else went wrong.
+func interruption(verb, text string) string {
+	said := "interrupted"
+	if verb == "run" || verb == "exec" {
+		said += " while starting"
+	}
+	lines := []string{said}
+	for line := range strings.Lines(text) {
+		if !strings.Contains(line, context.Canceled.Error()) && !strings.Contains(line, said) {
+			lines = append(lines, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 // tellUsage adds to each complaint about flags and arguments what was expected.

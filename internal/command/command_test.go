@@ -7,6 +7,7 @@ import (
 
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func TestMainExitCode(t *testing.T) {
@@ -46,5 +47,40 @@ func TestMainExitCode(t *testing.T) {
 				t.Errorf("exit code %d, want %d", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestInterrupted sends the signal to the test itself, which Main has caught.
+func TestInterrupted(t *testing.T) {
+	for sig, want := range map[unix.Signal]int{unix.SIGINT: 130, unix.SIGTERM: 143} {
+		p := Program{
+			Name: "test",
+			Root: func(func()) *cobra.Command {
+				root := &cobra.Command{Use: "test"}
+				root.AddCommand(&cobra.Command{Use: "run", RunE: func(cmd *cobra.Command, _ []string) error {
+					if err := unix.Kill(unix.Getpid(), sig); err != nil {
+						return err
+					}
+					<-cmd.Context().Done()
+					return cmd.Context().Err()
+				}})
+				return root
+			},
+			Code: func(string) int { return Failed },
+		}
+		if got := p.Main([]string{"run"}); got != want {
+			t.Errorf("%v: exit code %d, want %d", sig, got, want)
+		}
+	}
+}
+
+func TestInterruption(t *testing.T) {
+	for _, tt := range []struct{ verb, text, want string }{
+		{"run", "start sandbox x: context canceled\nend sandbox x: no answer", "interrupted while starting\nend sandbox x: no answer"},
+		{"pull", "context canceled", "interrupted"},
+	} {
+		if got := interruption(tt.verb, tt.text); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.verb, got, tt.want)
+		}
 	}
 }

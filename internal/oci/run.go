@@ -80,6 +80,9 @@ func (a *app) run(ctx context.Context, id, bundle string, release func()) (err e
 	}
 	release()
 	resp, err := s.Run(context.WithoutCancel(ctx))
+	if errors.Is(err, attach.ErrOutputClosed) {
+		return command.ExitError(command.Piped)
+	}
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"syscall"
 
-	ttrpclog "github.com/containerd/log"
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/kvm"
@@ -36,11 +35,6 @@ type Options struct {
 	// LogAlso gets a copy of the log; nil for none. It must not block.
 	LogAlso io.Writer
 }
-
-// SilenceRPC stops the log of the ttrpc package, which tells every message that
-// it did not expect: a guest can send any number of them, and must not fill the
-// log and with it the host's memory.
-func SilenceRPC() error { return ttrpclog.SetLevel("panic") }
 
 // Open makes the sandbox and its log, which becomes the standard error of the
 // process as well, so that a crash of it can be found there.

@@ -27,7 +27,7 @@ func Main(args []string) int {
 	if err := fs.Parse(args); err != nil {
 		return 2
 	}
-	if err := owner.SilenceRPC(); err != nil {
+	if err := sandbox.SilenceRPC(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}

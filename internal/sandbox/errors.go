@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	ttrpclog "github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"google.golang.org/grpc/codes"
@@ -35,6 +36,11 @@ var (
 	// errLinkLost: the agent, or whatever plays its part, has hung up.
 	errLinkLost = errors.New("the link to the guest's agent was lost")
 )
+
+// SilenceRPC stops the log of the ttrpc package, which tells every message that
+// it did not expect: a guest can send any number of them, and must not fill the
+// log and with it the host's memory. Nor has a person any use for it.
+func SilenceRPC() error { return ttrpclog.SetLevel("panic") }
 
 // guestError is what the guest answered: its text is the guest's, so it is
 // cut to a sane length and freed of control characters before anyone prints it.
@@ -76,6 +82,8 @@ func fromGuest(err error, starting bool) error {
 		ge.kind = ErrInvalid
 	case st.Code() == codes.FailedPrecondition:
 		ge.kind = ErrState
+	case st.Code() == codes.Internal && ge.text != "":
+		return errors.New(ge.text) // the code says nothing that the text does not
 	default:
 		return fmt.Errorf("%s (%s)", ge.text, st.Code())
 	}

@@ -28,7 +28,7 @@ const answers = 2 * time.Second
 
 // serve is the shim itself. It is started by spawn, in the bundle.
 func (c command) serve() error {
-	if err := owner.SilenceRPC(); err != nil {
+	if err := sandbox.SilenceRPC(); err != nil {
 		return err
 	}
 	listener := os.NewFile(listenerFD, "socket")
