@@ -181,12 +181,12 @@ var importRules = []struct {
 		why:   "front ends go through the proxy, which owns the sandbox",
 	},
 	{
-		// It reads the spec of a sandbox before there is one, and cleans up
-		// after a dead shim.
+		// It reads the spec of a sandbox before there is one, cleans up after a
+		// dead shim, and forwards ports out of the pod's network namespace.
 		from: "internal/shim",
 		only: []string{
 			"internal/shim", "internal/sandbox", "internal/owner", "internal/config", "internal/spec", "internal/cleanup",
-			"internal/link", "internal/printable", "internal/thread", "internal/version", "api/agent/v1",
+			"internal/link", "internal/network", "internal/printable", "internal/thread", "internal/version", "api/agent/v1",
 		},
 		why: "a front end goes through the sandbox, and knows its own protocol besides",
 	},

@@ -39,7 +39,7 @@ func Attach(ctx context.Context, path string) (*Attachment, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("attach network namespace %s: %w", path, err)
 	}
-	ns, err := openNS(path)
+	ns, err := OpenNS(path)
 	if err != nil {
 		return nil, err
 	}

@@ -67,9 +67,9 @@ func DeleteNS(ctx context.Context, path string) error {
 	return cleanup.Release(ctx, cleanup.Record{Kind: cleanup.KindNetns, Name: path})
 }
 
-// openNS opens a namespace's file and makes sure that it is one, and not the
-// host's.
-func openNS(path string) (*os.File, error) {
+// OpenNS opens a network namespace's file and makes sure that it is one, and not
+// the host's. The caller closes it.
+func OpenNS(path string) (*os.File, error) {
 	// Nonblocking, lest a pipe in its place hang us.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -102,7 +102,7 @@ func TestNewNSAndDelete(t *testing.T) {
 	if err := NewNS(path); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("NewNS over another: got %v, want fs.ErrExist", err)
 	}
-	f, err := openNS(path)
+	f, err := OpenNS(path)
 	must(t, err)
 	f.Close()
 	for range 2 {

@@ -22,7 +22,7 @@ func Scan(ctx context.Context, path string) (*agentv1.Network, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("scan network namespace %s: %w", path, err)
 	}
-	ns, err := openNS(path)
+	ns, err := OpenNS(path)
 	if err != nil {
 		return nil, err
 	}

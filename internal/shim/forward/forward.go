@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/network"
 	"github.com/seed-efd44b36/kata/internal/thread"
 	"golang.org/x/sys/unix"
 )
@@ -60,9 +61,10 @@ type Forwarder struct {
 // Start forwards from the network namespace at path. An error wraps
 // errors.ErrUnsupported when the kernel cannot do it.
 func Start(path string, dial Dial, log *slog.Logger) (_ *Forwarder, err error) {
-	ns, err := os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	// Not trusted to be what it was when the sandbox was joined to it.
+	ns, err := network.OpenNS(path)
 	if err != nil {
-		return nil, fmt.Errorf("forward ports of %s: %w", path, err)
+		return nil, fmt.Errorf("forward ports: %w", err)
 	}
 	defer ns.Close()
 	f := newForwarder(dial, log)
@@ -104,11 +106,11 @@ func (f *Forwarder) listen(ns *os.File) error {
 			return fmt.Errorf("enter the network namespace: %w", err)
 		}
 		for _, ip := range loopbacks() {
-			network := "tcp4"
+			family := "tcp4"
 			if len(ip) == net.IPv6len {
-				network = "tcp6"
+				family = "tcp6"
 			}
-			l, err := conf.Listen(context.Background(), network, net.JoinHostPort(ip.String(), "0"))
+			l, err := conf.Listen(context.Background(), family, net.JoinHostPort(ip.String(), "0"))
 			if len(ip) == net.IPv6len && (errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT)) {
 				continue // without version 6
 			}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -282,5 +283,24 @@ func TestSilentGuest(t *testing.T) {
 	}
 	if err := f.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestStartRefuses what is not a network namespace, or is the host's.
+func TestStartRefuses(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]string{
+		"/proc/self/ns/net":   "hostNetwork",
+		"/proc/self/ns/mnt":   "not a network namespace",
+		"/proc/self/status":   "not a namespace",
+		t.TempDir() + "/none": "is gone",
+	} {
+		f, err := Start(path, guest, slog.New(slog.DiscardHandler))
+		if err == nil {
+			_ = f.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
 	}
 }
