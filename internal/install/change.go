@@ -20,6 +20,7 @@ type Change struct {
 	Before, After []byte
 
 	mode        fs.FileMode
+	uid, gid    int // -1 for a file that is new
 	criDisabled bool
 	// pristine: Before is without our block; begun: there was no file before it.
 	pristine, begun bool
@@ -54,7 +55,7 @@ func (c Change) backUp() ([]byte, error) {
 		return nil, err
 	}
 	if c.pristine && c.Before != nil && (saved == nil || !bytes.Equal(saved, c.Before)) {
-		return c.Before, write(c.backup(), c.Before, c.mode)
+		return c.Before, c.write(c.backup(), c.Before)
 	}
 	if c.begun && ours(saved) {
 		return nil, os.Remove(c.backup())
@@ -104,6 +105,9 @@ func (c Change) Apply() error {
 		return fmt.Errorf("back up %s: %w", c.Path, err)
 	}
 	if c.After == nil {
+		if err := c.unchanged(); err != nil {
+			return err
+		}
 		return os.Remove(c.Path)
 	}
 	after := c.After
@@ -115,7 +119,7 @@ func (c Change) Apply() error {
 	if err := os.MkdirAll(filepath.Dir(c.Path), 0o755); err != nil {
 		return err
 	}
-	if err := write(c.Path, after, c.mode); err != nil {
+	if err := c.write(c.Path, after); err != nil {
 		return err
 	}
 	if restored {
@@ -124,8 +128,20 @@ func (c Change) Apply() error {
 	return nil
 }
 
-// write replaces a file in one step.
-func write(path string, text []byte, mode fs.FileMode) (err error) {
+// unchanged refuses a file that somebody has edited since it was read.
+func (c Change) unchanged() error {
+	now, err := os.ReadFile(c.Path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if !bytes.Equal(now, c.Before) || (err == nil) != (c.Before != nil) {
+		return fmt.Errorf("%s was edited in the meantime and is left as it is; run the command again", c.Path)
+	}
+	return nil
+}
+
+// write replaces the file, or its copy, in one step. Owner and mode stay.
+func (c Change) write(path string, text []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
 	if err != nil {
 		return err
@@ -136,7 +152,8 @@ func write(path string, text []byte, mode fs.FileMode) (err error) {
 		}
 	}()
 	_, err = f.Write(text)
-	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+	// The mode comes last: a change of owner takes bits of it away.
+	if err = errors.Join(err, f.Chown(c.uid, c.gid), f.Chmod(c.mode), f.Sync(), f.Close(), c.unchanged()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), path)

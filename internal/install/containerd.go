@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/seed-efd44b36/kata/deploy/containerd"
@@ -88,13 +89,16 @@ func (c Containerd) plan(edit func(old []byte) ([]byte, error)) (Change, error) 
 	if err == nil && !st.Mode().IsRegular() {
 		return Change{}, fmt.Errorf("%s is not a regular file; name the file itself with --containerd-config", c.Config)
 	}
-	ch := Change{Path: c.Config, mode: 0o644}
+	ch := Change{Path: c.Config, mode: 0o644, uid: -1, gid: -1}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return Change{}, err
 	default:
 		ch.mode = st.Mode().Perm()
+		if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+			ch.uid, ch.gid = int(sys.Uid), int(sys.Gid)
+		}
 		if ch.Before, err = os.ReadFile(c.Config); err != nil {
 			return Change{}, err
 		}
