@@ -232,7 +232,7 @@ func (c *Container) Exec(ctx context.Context, id string, process *specs.Process,
 		c.mu.Lock()
 		delete(c.execs, id)
 		c.mu.Unlock()
-		return nil, fmt.Errorf("exec %s in container %s: %w", id, c.id, c.s.orDead(fromGuest(err, true)))
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, c.s.orDead(fromGuest(err, true)))
 	}
 	return p, nil
 }
