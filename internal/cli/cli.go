@@ -59,7 +59,7 @@ func group(use, short, long string, commands ...*cobra.Command) *cobra.Command {
 func newRoot(release func()) *cobra.Command {
 	a := &app{out: os.Stdout, errOut: os.Stderr}
 	root := &cobra.Command{
-		Use:   "kata",
+		Use:   "kata COMMAND",
 		Short: "Run containers, each in a virtual machine of its own",
 		// Flags before a verb are the program's, whatever the verb's are called.
 		TraverseChildren: true,
