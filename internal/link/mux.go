@@ -58,6 +58,7 @@ type session struct {
 	last    uint32             // guarded by mu; highest stream id so far
 	control []byte             // guarded by mu; whole frames that go first
 	ready   []*stream          // guarded by mu; streams that have something to send
+	sending *stream            // guarded by mu; whose bytes from a pipe send is sending
 }
 
 type accepted struct {
@@ -214,14 +215,14 @@ func (s *session) queue(kind byte, id uint32, payload []byte) {
 func (s *session) send() error {
 	buf := make([]byte, 0, 4<<10)
 	for {
-		var taken int
+		var taken Taken
 		var err error
 		if buf, taken, err = s.next(buf[:0]); err != nil {
 			return err
 		}
 		switch {
-		case taken > 0:
-			err = s.pipes.SendTaken(buf)
+		case taken != nil:
+			err = taken.Send(buf)
 		case len(buf) > 0:
 			_, err = s.conn.Write(buf)
 		}
@@ -233,26 +234,26 @@ func (s *session) send() error {
 
 // next waits until there is something to send and appends it to buf. The
 // payload of the last frame may have been taken out of a pipe instead.
-func (s *session) next(buf []byte) (_ []byte, taken int, _ error) {
+func (s *session) next(buf []byte) (_ []byte, taken Taken, _ error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.sending != nil {
+		s.sending.writable.notify()
+		s.sending = nil
+	}
 	for s.err == nil && len(s.control) == 0 && len(s.ready) == 0 {
 		s.wake.Wait()
 	}
 	if s.err != nil {
-		return nil, 0, s.err
+		return nil, nil, s.err
 	}
 	buf = append(buf, s.control...)
 	s.control = s.control[:0]
-	for len(s.ready) > 0 && len(buf) < batch && taken == 0 {
+	for len(s.ready) > 0 && len(buf) < batch && taken == nil {
 		st := s.ready[0]
 		s.ready = s.ready[1:]
 		st.queued = false
-		if st.pipe == noPipe {
-			buf = st.appendNext(buf)
-		} else if taken = st.take(); taken > 0 {
-			buf = appendFrame(buf, frameData, st.id, taken)
-		}
+		buf, taken = st.appendNext(buf)
 	}
 	return buf, taken, nil
 }
@@ -391,11 +392,13 @@ func (s *session) receiveControl(kind byte, id uint32, length int) error {
 		st.remoteStop = true
 		st.drop()
 		st.finish()
-		st.writable.notify()
 	case frameCredit:
 		n := binary.BigEndian.Uint32(payload[:])
 		if n > window || st.credit+int(n) > window {
 			return fmt.Errorf("%w: credit of %d on stream %d", errProtocol, n, id)
+		}
+		if st.credit == 0 {
+			st.writable.notify()
 		}
 		st.credit += int(n)
 		st.enqueue()

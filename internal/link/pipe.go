@@ -11,12 +11,23 @@ import (
 // so that the kernel need not copy it.
 type PipeConn interface {
 	io.ReadWriteCloser
-	// Take takes up to limit bytes out of a pipe and does not wait for them: 0
-	// without an error means that there are none now. After the last it returns
-	// io.EOF. What it has taken is sent before it is called again.
-	Take(pipe uintptr, limit int) (int, error)
-	// SendTaken sends head and, behind it, what was taken.
-	SendTaken(head []byte) error
+	// Take takes up to limit bytes out of a pipe. It does not wait for them: the
+	// error wraps syscall.EAGAIN when there are none now, and io.EOF after the
+	// last. But it may wait for a process that is at work on the pipe, so that
+	// others take and send meanwhile.
+	Take(pipe uintptr, limit int) (Taken, error)
+}
+
+// Taken is what was taken out of a pipe, at least a byte. It is to be sent or
+// dropped, once.
+type Taken interface {
+	// Len returns how many bytes there are.
+	Len() int
+	// Send sends head and, behind it, what was taken. Only one goroutine writes
+	// to the connection.
+	Send(head []byte) error
+	// Drop gives up what was taken. It does not wait for anything.
+	Drop()
 }
 
 // SendPipe sends what comes out of a pipe, which is in non-blocking mode, until
@@ -35,7 +46,7 @@ func SendPipe(to Stream, pipe syscall.Conn) error {
 	defer st.writing.Unlock()
 	// As long as the function runs, nobody closes the pipe.
 	waitErr := raw.Read(func(fd uintptr) (done bool) {
-		err = st.drain(int(fd))
+		err = st.drain(fd)
 		return err != nil
 	})
 	switch {
@@ -47,36 +58,58 @@ func SendPipe(to Stream, pipe syscall.Conn) error {
 	return err
 }
 
-// drain lets the sender take bytes out of a pipe until there are none, when it
-// returns nil, or until there will be none or nobody wants them.
-func (st *stream) drain(pipe int) error {
-	st.s.mu.Lock()
-	err := st.writeError()
-	if err == nil {
-		st.pipe, st.pipeErr = pipe, nil
-		st.enqueue()
+// drain gives the sender frame after frame out of a pipe until there is nothing
+// in it, when it returns nil, or until there will be nothing or nobody wants it.
+func (st *stream) drain(pipe uintptr) error {
+	for {
+		limit, err := st.startTake()
+		if err != nil {
+			return err
+		}
+		// Without the lock and not in the sender: whoever writes to the pipe can
+		// make this last, and that must not hold up other streams.
+		taken, err := st.s.pipes.Take(pipe, limit)
+		st.endTake(taken)
+		switch {
+		case errors.Is(err, syscall.EAGAIN):
+			return nil
+		case err != nil:
+			return err
+		}
 	}
-	st.s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	_, err = st.settle()
-	return err
 }
 
-// take takes the stream's next frame out of its pipe and returns the length of
-// its payload, 0 for none. It queues the stream again if there may be more.
-// s.mu is held, without which drain does not return: the pipe is there.
-func (st *stream) take() int {
-	n := 0
-	if limit := min(st.credit, maxPayload); limit > 0 {
-		var err error
-		if n, err = st.s.pipes.Take(uintptr(st.pipe), limit); n == 0 {
-			st.pipe, st.pipeErr = noPipe, err
-			st.writable.notify()
-		}
-		st.credit -= n
+// startTake waits until the last frame has been sent, so that the next one has
+// what comes meanwhile, and until there is credit for another. It returns how
+// much that may have.
+func (st *stream) startTake() (limit int, err error) {
+	s := st.s
+	if _, err := st.settle(func() bool {
+		return st.taken == nil && s.sending != st && (st.credit > 0 || st.fin)
+	}); err != nil {
+		return 0, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := st.writeError(); err != nil {
+		return 0, err
+	}
+	st.taking = true
+	return min(st.credit, maxPayload), nil
+}
+
+// endTake gives the sender what was taken, nil for nothing, unless nobody wants
+// it any more.
+func (st *stream) endTake(taken Taken) {
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	switch {
+	case taken == nil:
+	case st.taking:
+		st.taken = taken
+	default:
+		taken.Drop()
+	}
+	st.taking = false
 	st.enqueue()
-	return n
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -18,37 +19,55 @@ import (
 // taker is a PipeConn that copies.
 type taker struct {
 	net.Conn
-	taken []byte
+	before func()       // called by Take, nil for nothing
+	left   atomic.Int32 // how much was taken and neither sent nor dropped
 }
 
-func (c *taker) Take(pipe uintptr, limit int) (int, error) {
+func (c *taker) Take(pipe uintptr, limit int) (Taken, error) {
+	if c.before != nil {
+		c.before()
+	}
 	b := make([]byte, limit)
 	n, err := unix.Read(int(pipe), b)
 	switch {
-	case errors.Is(err, unix.EAGAIN):
-		return 0, nil
 	case err != nil:
-		return 0, err
+		return nil, err
 	case n == 0:
-		return 0, io.EOF
+		return nil, io.EOF
 	}
-	c.taken = append(c.taken, b[:n]...)
-	return n, nil
+	c.left.Add(1)
+	return taken{c, b[:n]}, nil
 }
 
-func (c *taker) SendTaken(head []byte) error {
-	_, err := c.Write(append(bytes.Clone(head), c.taken...))
-	c.taken = nil
+type taken struct {
+	c *taker
+	b []byte
+}
+
+func (t taken) Len() int { return len(t.b) }
+
+func (t taken) Send(head []byte) error {
+	t.Drop()
+	_, err := t.c.Write(append(bytes.Clone(head), t.b...))
 	return err
 }
+
+func (t taken) Drop() { t.c.left.Add(-1) }
 
 // takers returns a link whose server's connection takes from pipes.
 func takers(t *testing.T) (Opener, Listener) {
 	t.Helper()
+	return takersThat(t, nil)
+}
+
+// takersThat does so and has before called whenever it takes.
+func takersThat(t *testing.T, before func()) (Opener, Listener) {
+	t.Helper()
 	a, b := conns(t)
+	conn := &taker{Conn: b, before: before}
 	served := make(chan Listener, 1)
 	go func() {
-		l, err := Serve(&taker{Conn: b})
+		l, err := Serve(conn)
 		if err != nil {
 			t.Error(err)
 		}
@@ -59,7 +78,13 @@ func takers(t *testing.T) (Opener, Listener) {
 		t.Fatal(err)
 	}
 	l := <-served
-	t.Cleanup(func() { o.Close(); l.Close() })
+	t.Cleanup(func() {
+		o.Close()
+		l.Close()
+		if left := conn.left.Load(); left != 0 {
+			t.Errorf("%d pieces were neither sent nor dropped, or both", left)
+		}
+	})
 	return o, l
 }
 
@@ -166,7 +191,7 @@ func TestSendPipeEnds(t *testing.T) {
 	}
 }
 
-// What was taken out of the pipe arrives, and so does the end, after the rest of
+// What was sent out of the pipe arrives, and so does the end, after the rest of
 // the pipe has been given up.
 func TestSendPipeGivesUp(t *testing.T) {
 	o, l := takers(t)
@@ -194,5 +219,94 @@ func TestSendPipeGivesUp(t *testing.T) {
 	s.CloseWrite()
 	if n, err := Copy(io.Discard, c); n != window || err != nil {
 		t.Errorf("read %d, %v, want %d", n, err, window)
+	}
+}
+
+// A process that has locked its pipe holds up its own output only, and nothing
+// that is done to the stream meanwhile.
+func TestSendPipeWhoseTakeBlocks(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		act  func(client, server Stream) // while it is blocked
+		over bool                        // the client sees the end while it is blocked
+		sent string
+		want error
+	}{
+		{"nothing happens", func(_, _ Stream) {}, false, "output", nil},
+		{"closed here", func(_, s Stream) { s.Close() }, true, "", net.ErrClosed},
+		{"ended here", func(_, s Stream) { s.CloseWrite() }, false, "output", net.ErrClosed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			blocked, release := make(chan struct{}), make(chan struct{})
+			var again atomic.Bool
+			o, l := takersThat(t, func() {
+				if !again.Swap(true) {
+					close(blocked)
+					<-release
+				}
+			})
+			c, s := open(t, o, l, stdio)
+			w, r := source(t)
+			io.WriteString(w, "output")
+			w.Close()
+			sent := make(chan error, 1)
+			go func() {
+				err := SendPipe(s, r)
+				s.CloseWrite()
+				sent <- err
+			}()
+			<-blocked
+			tt.act(c, s)
+			got := make(chan string, 1)
+			read := func() {
+				b, err := io.ReadAll(c)
+				if err != nil {
+					t.Errorf("read: %v", err)
+				}
+				got <- string(b)
+			}
+			if tt.over {
+				read()
+			} else {
+				go read()
+			}
+
+			// Another stream opens, carries more than its window both ways, which
+			// takes credit, out of a pipe too, and ends.
+			c2, s2 := open(t, o, l, stdio)
+			w2, r2 := source(t)
+			go func() {
+				w2.Write(make([]byte, 2*window))
+				w2.Close()
+			}()
+			go func() {
+				SendPipe(s2, r2)
+				io.Copy(s2, s2)
+				s2.Close()
+			}()
+			if _, err := io.ReadFull(c2, make([]byte, 2*window)); err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				c2.Write(make([]byte, 2*window))
+				c2.CloseWrite()
+			}()
+			if n, err := Copy(io.Discard, c2); n != 2*window || err != nil {
+				t.Errorf("the other stream carried %d bytes, %v", n, err)
+			}
+
+			select {
+			case err := <-sent:
+				t.Errorf("it ended while it was blocked: %v", err)
+			default:
+			}
+			close(release)
+			if err := <-sent; !errors.Is(err, tt.want) {
+				t.Errorf("ended with %v, want %v", err, tt.want)
+			}
+			if b := <-got; b != tt.sent {
+				t.Errorf("%q arrived, want %q", b, tt.sent)
+			}
+		})
 	}
 }

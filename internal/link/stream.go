@@ -46,8 +46,8 @@ type stream struct {
 	stopped   bool // this side reads no more
 
 	pending    []byte // what Write was given and has not been sent
-	pipe       int    // what SendPipe sends; noPipe when it sends nothing
-	pipeErr    error  // why pipe has become noPipe; nil: it was empty
+	taking     bool   // SendPipe takes; fin waits for what that will be
+	taken      Taken  // what SendPipe took and has not been sent
 	credit     int    // how much may be sent
 	queued     bool   // in s.ready
 	fin        bool   // fin is to be sent after pending
@@ -55,24 +55,21 @@ type stream struct {
 	remoteStop bool // the other side reads no more
 }
 
-// noPipe is no file descriptor.
-const noPipe = -1
-
 func newStream(s *session, id uint32) *stream {
 	return &stream{
 		s: s, id: id,
 		readable: make(signal, 1), writable: make(signal, 1),
 		readBy: newDeadline(), writeBy: newDeadline(),
 		closed:    make(chan struct{}),
-		allowance: window, credit: window, pipe: noPipe,
+		allowance: window, credit: window,
 	}
 }
 
 // enqueue puts the stream into the sender's queue if it has something that can
 // be sent. s.mu is held.
 func (st *stream) enqueue() {
-	data := len(st.pending) > 0 || st.pipe != noPipe
-	if st.queued || st.finSent || !st.fin && !data || data && st.credit == 0 {
+	data := len(st.pending) > 0 || st.taken != nil
+	if st.queued || st.finSent || st.taking || !st.fin && !data || data && st.credit == 0 {
 		return
 	}
 	st.queued = true
@@ -81,28 +78,35 @@ func (st *stream) enqueue() {
 }
 
 // appendNext appends the stream's next frame to b, if there is one, and queues
-// the stream again if there is more. s.mu is held.
-func (st *stream) appendNext(b []byte) []byte {
-	if n := min(len(st.pending), st.credit, maxCopied); n > 0 {
+// the stream again if there is more. The payload is what it returns as taken, if
+// that is not nil, and belongs to the caller. s.mu is held.
+func (st *stream) appendNext(b []byte) (_ []byte, taken Taken) {
+	if st.taken != nil {
+		taken, st.taken = st.taken, nil
+		b = appendFrame(b, frameData, st.id, taken.Len())
+		st.credit -= taken.Len()
+		st.s.sending = st
+	} else if n := min(len(st.pending), st.credit, maxCopied); n > 0 {
 		b = append(appendFrame(b, frameData, st.id, n), st.pending[:n]...)
 		st.credit -= n
 		st.pending = st.pending[n:]
 		if len(st.pending) == 0 {
 			st.writable.notify()
 		}
-	} else if st.fin && !st.finSent && len(st.pending) == 0 {
+	} else if st.fin && !st.finSent && !st.taking && len(st.pending) == 0 {
 		b = appendFrame(b, frameFin, st.id, 0)
 		st.finSent = true
 		st.retire()
 	}
 	st.enqueue()
-	return b
+	return b, taken
 }
 
-// finish sends fin once what is pending has been sent. s.mu is held.
+// finish sends fin once what was to be sent has been. s.mu is held.
 func (st *stream) finish() {
 	st.fin = true
 	st.enqueue()
+	st.writable.notify()
 }
 
 // retire takes the stream out of the session if it is over. s.mu is held.
@@ -211,20 +215,21 @@ func (st *stream) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	err := st.writeError()
 	if err == nil {
-		st.pending, st.pipeErr = p, nil
+		st.pending = p
 		st.enqueue()
 	}
 	s.mu.Unlock()
 	if err != nil {
 		return 0, err
 	}
-	left, err := st.settle()
+	left, err := st.settle(func() bool { return len(st.pending) == 0 })
 	return len(p) - left, err
 }
 
-// settle waits until the sender has sent what Write or drain gave it, or until
-// that cannot be. It returns how much of what is pending was not sent.
-func (st *stream) settle() (left int, err error) {
+// settle waits until the sender has done what Write or drain needs, or until
+// that cannot be, when there is nothing more to send. It returns how much of
+// what is pending was not sent. done is called with s.mu held.
+func (st *stream) settle(done func() bool) (left int, err error) {
 	s := st.s
 	expired := false
 	for {
@@ -232,17 +237,18 @@ func (st *stream) settle() (left int, err error) {
 		// When the other side stopped meanwhile, how much was lost cannot be
 		// told; nothing of it matters to anyone.
 		left = len(st.pending)
+		over := true
 		switch {
 		case st.remoteStop || s.err != nil || isClosed(st.closed):
 			st.drop()
 			err = st.writeError()
-		case left == 0 && st.pipe == noPipe:
-			err = st.pipeErr
+		case done():
 		case expired:
 			st.drop()
 			err = os.ErrDeadlineExceeded
+		default:
+			over = false
 		}
-		over := len(st.pending) == 0 && st.pipe == noPipe
 		s.mu.Unlock()
 		if over {
 			return left, err
@@ -259,7 +265,11 @@ func (st *stream) settle() (left int, err error) {
 
 // drop forgets what was to be sent, but not the fin behind it. s.mu is held.
 func (st *stream) drop() {
-	st.pending, st.pipe = nil, noPipe
+	if st.taken != nil {
+		st.taken.Drop()
+	}
+	// What drain is taking at the moment it drops itself.
+	st.pending, st.taken, st.taking = nil, nil, false
 	st.enqueue()
 }
 

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 
+	"github.com/seed-efd44b36/kata/internal/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,10 +19,19 @@ import (
 type Port struct {
 	*File
 
-	mu      sync.Mutex
-	taken   pipe // guarded by mu; what Take took
-	message pipe // guarded by mu; what SendTaken sends
-	length  int  // guarded by mu; of what is in taken
+	sending sync.Mutex // held by the one Send that is at work, and to close message
+	message pipe       // guarded by sending; what is sent
+
+	mu     sync.Mutex
+	spare  []*taken // guarded by mu; empty ones
+	closed bool     // guarded by mu
+}
+
+// taken is a pipe and what Take moved there. It has one user at a time.
+type taken struct {
+	port   *Port
+	pipe   pipe
+	length int
 }
 
 const (
@@ -31,6 +42,9 @@ const (
 	messageSize = 2 * takenSize
 	// maxHead is the longest head that goes into one page with the rest.
 	maxHead = 4 << 10
+	// maxSpare is how many pipes wait for the next Take: one does unless several
+	// streams are busy.
+	maxSpare = 4
 )
 
 // errLost says that a message has left the pipe and does not arrive. The driver
@@ -44,36 +58,77 @@ func NewPort(fd int, path string) (*Port, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Port{File: f, taken: pipe{none, none}, message: pipe{none, none}}
-	if p.taken, err = newPipe(takenSize); err == nil {
-		p.message, err = newPipe(messageSize)
-	}
+	message, err := newPipe(messageSize)
 	if err != nil {
-		_ = p.Close()
+		_ = f.Close()
 		return nil, err
 	}
-	return p, nil
+	return &Port{File: f, message: message}, nil
 }
 
 // Take implements link.PipeConn.
-func (p *Port) Take(from uintptr, limit int) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n, errno := splice(int(from), p.taken.w, limit)
-	switch {
-	case errno == unix.EAGAIN:
-		return 0, nil
-	case errno != 0:
-		return 0, fmt.Errorf("take from pipe: %w", errno)
-	case n == 0:
-		return 0, io.EOF
+func (p *Port) Take(from uintptr, limit int) (link.Taken, error) {
+	t, err := p.empty()
+	if err != nil {
+		return nil, fmt.Errorf("take from pipe: %w", err)
 	}
-	p.length += n
-	return n, nil
+	for {
+		// This waits for no data, but for a process that has locked the pipe while
+		// it copies: the scheduler has to know.
+		n, err := unix.Splice(int(from), nil, t.pipe.w, nil, limit, unix.SPLICE_F_NONBLOCK)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			t.Drop()
+			return nil, fmt.Errorf("take from pipe: %w", err)
+		case n == 0:
+			t.Drop()
+			return nil, io.EOF
+		}
+		t.length = int(n)
+		return t, nil
+	}
 }
 
-// SendTaken implements link.PipeConn.
-func (p *Port) SendTaken(head []byte) error {
+// empty returns something to take into.
+func (p *Port) empty() (*taken, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, os.ErrClosed
+	}
+	if last := len(p.spare) - 1; last >= 0 {
+		t := p.spare[last]
+		p.spare = p.spare[:last]
+		return t, nil
+	}
+	fresh, err := newPipe(takenSize)
+	if err != nil {
+		return nil, err
+	}
+	return &taken{port: p, pipe: fresh}, nil
+}
+
+// Len implements link.Taken.
+func (t *taken) Len() int { return t.length }
+
+// Drop implements link.Taken.
+func (t *taken) Drop() {
+	p := t.port
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if t.length > 0 || p.closed || len(p.spare) == maxSpare {
+		t.pipe.close()
+		return
+	}
+	p.spare = append(p.spare, t)
+}
+
+// Send implements link.Taken.
+func (t *taken) Send(head []byte) error {
+	defer t.Drop()
+	p := t.port
 	if len(head) > maxHead {
 		if _, err := p.Write(head); err != nil {
 			return err
@@ -81,9 +136,9 @@ func (p *Port) SendTaken(head []byte) error {
 		head = nil
 	}
 	// Close ends what waits below before it wants the lock.
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	left, err := p.compose(head)
+	p.sending.Lock()
+	defer p.sending.Unlock()
+	left, err := t.compose(head)
 	if err != nil {
 		return fmt.Errorf("compose message: %w", err)
 	}
@@ -107,21 +162,22 @@ func (p *Port) SendTaken(head []byte) error {
 }
 
 // compose puts head and what was taken into the pipe of the message, which is
-// empty, and returns how long that is. p.mu is held.
-func (p *Port) compose(head []byte) (length int, err error) {
+// empty, and returns how long that is. The port's sending is held.
+func (t *taken) compose(head []byte) (length int, err error) {
+	message := t.port.message.w
 	if len(head) > 0 {
-		n, errno := call(unix.SYS_WRITE, uintptr(p.message.w), head)
+		n, errno := call(unix.SYS_WRITE, uintptr(message), head)
 		if errno != 0 {
 			return 0, errno
 		}
 		length += int(n) // a write to an empty pipe is never cut short
 	}
-	for p.length > 0 {
-		n, errno := splice(p.taken.r, p.message.w, p.length)
+	for t.length > 0 {
+		n, errno := splice(t.pipe.r, message, t.length)
 		if errno != 0 {
 			return 0, errno
 		}
-		p.length -= n
+		t.length -= n
 		length += n
 	}
 	return length, nil
@@ -130,10 +186,16 @@ func (p *Port) compose(head []byte) (length int, err error) {
 // Close implements io.Closer.
 func (p *Port) Close() error {
 	err := p.File.Close()
+	p.sending.Lock()
+	p.message.close()
+	p.sending.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.taken.close()
-	p.message.close()
+	p.closed = true
+	for _, t := range p.spare {
+		t.pipe.close()
+	}
+	p.spare = nil
 	return err
 }
 
@@ -165,8 +227,9 @@ func (p *pipe) close() {
 	*p = pipe{none, none}
 }
 
-// splice moves up to limit bytes from one file to another without waiting for
-// either. One of them is a pipe.
+// splice moves up to limit bytes out of a pipe of ours into another or the port,
+// without waiting for either and without telling the scheduler: nobody else has
+// our pipes.
 func splice(from, to, limit int) (int, unix.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(limit), unix.SPLICE_F_NONBLOCK)
