@@ -45,14 +45,14 @@ func TestExecsAtOnce(t *testing.T) {
 // TestExecIsAdjusted looks at what belongs to a process and not to a thread.
 func TestExecIsAdjusted(t *testing.T) {
 	c := startSleeper(t, nil)
-	p := process("sh", "-c", "ulimit -n; ulimit -c; cat /proc/self/oom_score_adj /proc/self/timerslack_ns; grep -e SigBlk -e SigIgn -e ^Cap /proc/self/status; exec kill -9 $$")
+	p := process("sh", "-c", "ulimit -n; ulimit -c; cat /proc/self/oom_score_adj /proc/self/timerslack_ns; grep -e SigBlk -e ^Cap /proc/self/status; exec kill -9 $$")
 	p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 77, Hard: 99}, {Type: "RLIMIT_CORE", Soft: 5120, Hard: 5120}}
 	score := 123
 	p.OOMScoreAdj = &score
 	p.Capabilities = &specs.LinuxCapabilities{}
 	got, err := execIn(t, c, p)
 	want := result{code: 137}
-	want.out = "77\n10\n123\n50000\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n" +
+	want.out = "77\n10\n123\n50000\nSigBlk:\t0000000000000000\n" +
 		"CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\n"
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
