@@ -347,7 +347,10 @@ func TestExec(t *testing.T) {
 			got := make(chan string, n)
 			for i := range n {
 				go func() { // each sends once
-					cmd := c.Ctr(t.Context(), "tasks", "exec", "--fifo-dir", c.Fifos, "--exec-id", fmt.Sprintf("p%d", i), id, "sh", "-c", fmt.Sprintf("echo %d; exit %d", i, i%100))
+					// The pause is for ctr, which drops the output of what has ended
+					// before it reads: with runc as well, now and then.
+					script := fmt.Sprintf("echo %d; sleep 0.5; exit %d", i, i%100)
+					cmd := c.Ctr(t.Context(), "tasks", "exec", "--fifo-dir", c.Fifos, "--exec-id", fmt.Sprintf("p%d", i), id, "sh", "-c", script)
 					out, _ := cmd.Output()
 					got <- fmt.Sprintf("%s%d", out, cmd.ProcessState.ExitCode())
 				}()
