@@ -14,8 +14,8 @@ import (
 )
 
 // What passes over the socket: the plan, as a length of four bytes with the
-// descriptors attached (stdin, stdout, stderr, the pidfds to join, two cgroup.procs) and what Plan.encode makes;
-// the answer, in the same form, with the terminal attached if there is one; one
+// descriptors attached (stdin, stdout, stderr, the pidfds to join, two cgroup.procs)
+// and what Plan.encode makes; the answer, in the same form, with the terminal attached if there is one; one
 // byte that opens the gate; and then either the end of the stream, which the
 // execve brings about, or two bytes: how far the process came, and the error number.
 //
@@ -226,8 +226,9 @@ func pollable(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "terminal"), nil
 }
 
-// OpenGate lets the process p run its program and returns nil when it does. An *Error says why it cannot; the process has ended then. If
-// it ended without a word, that is for its waiters to see.
+// OpenGate lets the process p run its program and returns nil when it does. An
+// *Error says why it cannot; the process has ended then. If it ended without a
+// word, that is for its waiters to see.
 func OpenGate(c *net.UnixConn, p *Process) error {
 	_, shut := c.Write([]byte{gate})
 	var b [2]byte // which may have come before
