@@ -13,6 +13,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/runflags"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -128,7 +129,7 @@ func (a *app) stopCommand() *cobra.Command {
 func (a *app) stop(ctx context.Context, r record, grace time.Duration) error {
 	c, err := a.dial(ctx, r)
 	if err != nil {
-		if a.containers.condition(r).status != sandbox.StatusStopped {
+		if a.containers.condition(r).status != report.Stopped {
 			return err
 		}
 		return a.collect(ctx, r.ID) // as docker stop: nothing to do is no error
@@ -205,7 +206,7 @@ func (a *app) rm(ctx context.Context, r record, force bool) error {
 		if err := a.shutdown(ctx, r); err != nil {
 			return err
 		}
-	} else if c := a.containers.condition(r); c.running() || c.status == sandbox.StatusCreating {
+	} else if c := a.containers.condition(r); c.running() || c.status == report.Creating {
 		return fmt.Errorf("container %s is %s; stop it first or use `kata rm -f`", r.Name, c)
 	}
 	// It may be about to end still; and what a crash left goes with it.

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/printable"
-	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"golang.org/x/sys/unix"
 )
 
@@ -251,12 +251,12 @@ func (s store) remove(id string) error {
 
 // condition is what a container is doing now.
 type condition struct {
-	status sandbox.Status
-	exit   *sandbox.Exit // of a stopped one, nil when nobody knows
+	status report.Status
+	exit   *report.Exit // of a stopped one, nil when nobody knows
 }
 
 func (s store) condition(r record) condition {
-	st, err := sandbox.ReadState(s.stateDir, r.ID)
+	st, err := report.Read(s.stateDir, r.ID)
 	if err == nil && st.Alive {
 		for _, c := range st.Containers {
 			if c.ID == r.ID && c.Exit == nil {
@@ -266,25 +266,25 @@ func (s store) condition(r record) condition {
 	}
 	b, err := os.ReadFile(filepath.Join(s.path(r.ID), exitFile))
 	if err == nil {
-		var e sandbox.Exit
+		var e report.Exit
 		if json.Unmarshal(b, &e) == nil {
-			return condition{status: sandbox.StatusStopped, exit: &e}
+			return condition{status: report.Stopped, exit: &e}
 		}
 	}
 	if st.Alive || s.held(r.ID) {
-		return condition{status: sandbox.StatusCreating}
+		return condition{status: report.Creating}
 	}
-	return condition{status: sandbox.StatusStopped}
+	return condition{status: report.Stopped}
 }
 
 func (c condition) running() bool {
-	return c.status == sandbox.StatusRunning || c.status == sandbox.StatusPaused || c.status == sandbox.StatusCreated
+	return c.status == report.Running || c.status == report.Paused || c.status == report.Created
 }
 
 // String is the STATUS column of `kata ps`.
 func (c condition) String() string {
 	switch {
-	case c.status != sandbox.StatusStopped:
+	case c.status != report.Stopped:
 		return string(c.status)
 	case c.exit == nil:
 		return "dead (its kata-proxy was killed)"

@@ -15,7 +15,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/image"
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/runflags"
-	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 )
 
 // testStore is an empty store of containers.
@@ -73,14 +73,14 @@ func TestCondition(t *testing.T) {
 	s := testStore(t)
 	r := record{ID: "aab1", Name: "one"}
 	letGo := create(t, s, r)
-	if c := s.condition(r); c.status != sandbox.StatusCreating {
+	if c := s.condition(r); c.status != report.Creating {
 		t.Errorf("while it is held: %s", c)
 	}
 	letGo()
-	if c := s.condition(r); c.status != sandbox.StatusStopped || !strings.Contains(c.String(), "dead") {
+	if c := s.condition(r); c.status != report.Stopped || !strings.Contains(c.String(), "dead") {
 		t.Errorf("when nobody holds it: %s", c)
 	}
-	if err := proxy.WriteExit(filepath.Join(s.path(r.ID), exitFile), sandbox.Exit{Code: 3}); err != nil {
+	if err := proxy.WriteExit(filepath.Join(s.path(r.ID), exitFile), report.Exit{Code: 3}); err != nil {
 		t.Fatal(err)
 	}
 	if c := s.condition(r); c.exit == nil || c.exit.Code != 3 {

@@ -18,6 +18,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/runflags"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/timeline"
 	"github.com/spf13/cobra"
 )
 
@@ -63,13 +64,13 @@ type run struct {
 	plan   *runflags.Plan
 	mounts []*proxyv1.RootfsMount
 	client *proxy.Client
-	phases []sandbox.Phase
+	phases []timeline.Phase
 }
 
 func (r *run) phase(name string) (end func()) {
 	start := time.Now()
 	return func() {
-		r.phases = append(r.phases, sandbox.Phase{Name: name, Start: start, Dur: time.Since(start)})
+		r.phases = append(r.phases, timeline.Phase{Name: name, Start: start, Dur: time.Since(start)})
 	}
 }
 
@@ -339,9 +340,9 @@ func (r *run) printTrace(ctx context.Context) {
 	}
 	phases := r.phases
 	for _, p := range resp.GetPhases() {
-		phases = append(phases, sandbox.Phase{Name: "  " + p.GetName(), Start: time.Unix(0, p.GetStartUnixNs()), Dur: time.Duration(p.GetDurationNs())})
+		phases = append(phases, timeline.Phase{Name: "  " + p.GetName(), Start: time.Unix(0, p.GetStartUnixNs()), Dur: time.Duration(p.GetDurationNs())})
 	}
-	sandbox.SortPhases(phases)
+	timeline.Sort(phases)
 	w := tabwriter.NewWriter(r.errOut, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "start ms\tfor ms\t  phase\t")
 	for _, p := range phases {

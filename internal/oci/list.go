@@ -10,7 +10,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/spf13/cobra"
 )
 
@@ -42,7 +42,7 @@ func (a *app) listCommand() *cobra.Command {
 			if format != "table" && format != "json" {
 				return fmt.Errorf("format %q: must be table or json", format)
 			}
-			states, err := sandbox.List(a.conf.Runtime.StateDir)
+			states, err := report.List(a.conf.Runtime.StateDir)
 			if errors.Is(err, fs.ErrPermission) {
 				err = fmt.Errorf("%w; run it as root", err)
 			}
@@ -60,7 +60,7 @@ func (a *app) listCommand() *cobra.Command {
 
 // containersOf flattens the states of sandboxes. What a sandbox whose owner has
 // died says last is not true any more: its containers have stopped.
-func containersOf(states []sandbox.State) []listed {
+func containersOf(states []report.Sandbox) []listed {
 	out := []listed{}
 	for _, st := range states {
 		for _, c := range st.Containers {
@@ -69,7 +69,7 @@ func containersOf(states []sandbox.State) []listed {
 				Created: c.Created.UTC(), Owner: fmt.Sprintf("#%d", c.UID),
 			}
 			if !st.Alive {
-				l.Status = string(sandbox.StatusStopped)
+				l.Status = string(report.Stopped)
 			}
 			out = append(out, l)
 		}

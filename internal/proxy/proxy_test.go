@@ -19,6 +19,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/sandbox/sandboxtest"
 	"google.golang.org/grpc/codes"
 )
@@ -298,7 +299,7 @@ func TestDetached(t *testing.T) {
 	if err != nil || !strings.Contains(string(text), "to stdout") || !strings.Contains(string(text), "to stderr") {
 		t.Errorf("log: %s, %v", text, err)
 	}
-	var e sandbox.Exit
+	var e report.Exit
 	b, err := os.ReadFile(exit)
 	if err == nil {
 		err = json.Unmarshal(b, &e)

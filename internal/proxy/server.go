@@ -25,6 +25,7 @@ import (
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -267,7 +268,7 @@ func (s *server) follow(c *sandbox.Container, exitPath string, logged *sync.Wait
 }
 
 // WriteExit writes how a container ended to path, in one step.
-func WriteExit(path string, e sandbox.Exit) error {
+func WriteExit(path string, e report.Exit) error {
 	b, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("encode exit: %w", err)

@@ -125,7 +125,7 @@ func (s *Sandbox) bootMachine(ctx context.Context, cfg vmm.Config, o BootOptions
 }
 
 func (s *Sandbox) image(ctx context.Context) (guestimage.Image, error) {
-	defer s.trace.phase("guest image")()
+	defer s.trace.Begin("guest image")()
 	img, err := s.opts.Image(ctx)
 	if err != nil {
 		return guestimage.Image{}, fmt.Errorf("guest image: %w", err)
@@ -134,7 +134,7 @@ func (s *Sandbox) image(ctx context.Context) (guestimage.Image, error) {
 }
 
 func (s *Sandbox) makeCgroup(o BootOptions) error {
-	defer s.trace.phase("host cgroup")()
+	defer s.trace.Begin("host cgroup")()
 	parent := o.CgroupParent
 	if parent == "" {
 		parent = s.conf.Runtime.CgroupParent
@@ -207,7 +207,7 @@ func (s *Sandbox) Own(rec cleanup.Record, release cleanup.Releaser) error {
 func (s *Sandbox) OnClose(name string, f func(context.Context) error) { s.undo.Push(name, f) }
 
 func (s *Sandbox) makeShare() error {
-	defer s.trace.phase("shared directory")()
+	defer s.trace.Begin("shared directory")()
 	dir := filepath.Join(s.dir, "shared")
 	if err := s.ledger.Add(cleanup.Record{Kind: cleanup.KindMount, Name: dir}); err != nil {
 		return fmt.Errorf("ledger: %w", err)
@@ -258,7 +258,7 @@ func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size 
 	if o.NetNS == "" {
 		return cfg, nil, nil
 	}
-	defer s.trace.phase("network")()
+	defer s.trace.Begin("network")()
 	nw, err := network.Attach(ctx, o.NetNS)
 	if err != nil {
 		return cfg, nil, fmt.Errorf("network: %w", err)
@@ -325,7 +325,7 @@ func useDevice(setting, path string) bool {
 }
 
 func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
-	defer s.trace.phase("VMM")()
+	defer s.trace.Begin("VMM")()
 	// The process carries the sandbox's id in its arguments, by which it can
 	// be found again should we die between these lines.
 	if err := s.ledger.Add(cleanup.Record{Kind: cleanup.KindProcess, Name: s.id}); err != nil {
@@ -366,7 +366,7 @@ func orGone(err error) error {
 
 // connect makes the link and waits for the agent's first answer.
 func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
-	defer s.trace.phase("guest boot to agent's first answer")()
+	defer s.trace.Begin("guest boot to agent's first answer")()
 	conn, err := s.machine.Agent(ctx)
 	if err != nil {
 		return fmt.Errorf("agent port: %w", err)
@@ -415,7 +415,7 @@ func (s *Sandbox) linkLost() {
 }
 
 func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions, nw *network.Attachment) error {
-	defer s.trace.phase("guest set-up")()
+	defer s.trace.Begin("guest set-up")()
 	seed := make([]byte, seedBytes)
 	if _, err := rand.Read(seed); err != nil {
 		return fmt.Errorf("entropy for the guest: %w", err)

@@ -14,6 +14,7 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/hook"
 	"github.com/seed-efd44b36/kata/internal/printable"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"golang.org/x/sys/unix"
@@ -55,7 +56,7 @@ type Container struct {
 	longStats sync.Once // the log has it that the guest's stats are cut
 
 	mu       sync.Mutex
-	status   Status              // guarded by mu
+	status   report.Status       // guarded by mu
 	guestPID int                 // guarded by mu
 	execs    map[string]*Process // guarded by mu
 	deleted  bool                // guarded by mu
@@ -76,7 +77,7 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	if err := CheckID(o.ID); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	defer s.trace.phase("create container")()
+	defer s.trace.Begin("create container")()
 	ctx, done, err := s.Begin(ctx, s.createTimeout())
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
@@ -104,7 +105,7 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	}
 	c := &Container{
 		s: s, id: o.ID, opts: o, spec: sp, hooks: plan.Hooks, created: time.Now(),
-		status: StatusCreating, execs: map[string]*Process{},
+		status: report.Creating, execs: map[string]*Process{},
 	}
 	c.init = &Process{c: c, stdio: o.Stdio, done: make(chan struct{})}
 	if sp.Process.Terminal {
@@ -146,7 +147,7 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 		}
 	}
 	c.mu.Lock()
-	c.status = StatusCreated
+	c.status = report.Created
 	c.guestPID = int(resp.GetPid())
 	c.mu.Unlock()
 	s.saveState()
@@ -156,7 +157,7 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 // fillShare makes the container's root file system and its bind mounts appear
 // in the shared directory.
 func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
-	defer c.s.trace.phase("share rootfs")()
+	defer c.s.trace.Begin("share rootfs")()
 	var mounts []share.Mount
 	for _, m := range c.opts.Rootfs {
 		mounts = append(mounts, share.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
@@ -173,7 +174,7 @@ func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
 }
 
 // finish ends all processes of the container that have not ended.
-func (c *Container) finish(e Exit) {
+func (c *Container) finish(e report.Exit) {
 	c.mu.Lock()
 	ps := append([]*Process{c.init}, slices.Collect(maps.Values(c.execs))...)
 	c.mu.Unlock()
@@ -183,7 +184,7 @@ func (c *Container) finish(e Exit) {
 }
 
 // toStatus moves from one of the given statuses to another.
-func (c *Container) toStatus(to Status, from ...Status) error {
+func (c *Container) toStatus(to report.Status, from ...report.Status) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if slices.Contains(from, c.status) {
@@ -215,7 +216,7 @@ func (c *Container) Exec(ctx context.Context, id string, process *specs.Process,
 	p := &Process{c: c, id: id, stdio: stdio, done: make(chan struct{})}
 	c.mu.Lock()
 	switch {
-	case c.status != StatusRunning:
+	case c.status != report.Running:
 		err = fmt.Errorf("exec in container %s: it is %s: %w", c.id, c.status, ErrState)
 	case c.execs[id] != nil:
 		err = fmt.Errorf("exec %s in container %s: %w", id, c.id, ErrExists)
@@ -287,7 +288,7 @@ func (c *Container) Delete(ctx context.Context) error {
 			c.s.die(fmt.Errorf("delete container %s: %w", c.id, err))
 		}
 	}
-	c.finish(Exit{Code: 137, At: time.Now(), Reason: "deleted"})
+	c.finish(report.Exit{Code: 137, At: time.Now(), Reason: "deleted"})
 	err := c.s.share.Remove(c.id)
 	c.s.leave(c)
 	return errors.Join(err, c.s.runHooks(ctx, c, c.hooks.AfterStop))
@@ -295,13 +296,13 @@ func (c *Container) Delete(ctx context.Context) error {
 
 // Pause stops all processes of the container, Resume lets them go on.
 func (c *Container) Pause(ctx context.Context) error {
-	if err := c.toStatus(StatusPaused, StatusRunning); err != nil {
+	if err := c.toStatus(report.Paused, report.Running); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if _, err := c.s.agent.PauseContainer(ctx, &agentv1.PauseContainerRequest{Container: c.id}); err != nil {
-		return errors.Join(fmt.Errorf("pause container %s: %w", c.id, c.s.orDead(fromGuest(err, false))), c.toStatus(StatusRunning, StatusPaused))
+		return errors.Join(fmt.Errorf("pause container %s: %w", c.id, c.s.orDead(fromGuest(err, false))), c.toStatus(report.Running, report.Paused))
 	}
 	c.s.saveState()
 	return nil
@@ -312,7 +313,7 @@ func (c *Container) Resume(ctx context.Context) error {
 	c.mu.Lock()
 	status := c.status
 	c.mu.Unlock()
-	if status != StatusPaused {
+	if status != report.Paused {
 		return fmt.Errorf("resume container %s: it is %s: %w", c.id, status, ErrState)
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -320,7 +321,7 @@ func (c *Container) Resume(ctx context.Context) error {
 	if _, err := c.s.agent.ResumeContainer(ctx, &agentv1.ResumeContainerRequest{Container: c.id}); err != nil {
 		return fmt.Errorf("resume container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
 	}
-	err := c.toStatus(StatusRunning, StatusPaused)
+	err := c.toStatus(report.Running, report.Paused)
 	c.s.saveState()
 	return err
 }
@@ -397,10 +398,10 @@ func (c *Container) Processes(ctx context.Context) ([]*agentv1.Process, error) {
 	return ps, nil
 }
 
-func (c *Container) state() ContainerState {
+func (c *Container) state() report.Container {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	st := ContainerState{
+	st := report.Container{
 		ID: c.id, Bundle: c.opts.Bundle, Status: c.status, GuestPID: c.guestPID,
 		Created: c.created, UID: c.opts.UID, Annotations: maps.Clone(c.spec.Annotations),
 	}
@@ -414,8 +415,8 @@ func (c *Container) state() ContainerState {
 }
 
 // exitOfStartError is the exit of a process that never ran, as Docker has it.
-func exitOfStartError(err error) Exit {
-	e := Exit{Code: 125, At: time.Now(), Reason: err.Error()}
+func exitOfStartError(err error) report.Exit {
+	e := report.Exit{Code: 125, At: time.Now(), Reason: err.Error()}
 	switch {
 	case errors.Is(err, ErrCommandNotFound):
 		e.Code = 127

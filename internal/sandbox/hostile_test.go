@@ -20,6 +20,7 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/sandbox/sandboxtest"
 	"google.golang.org/grpc/codes"
 )
@@ -541,7 +542,7 @@ func TestStalledGuestDoesNotHoldUpTheRest(t *testing.T) {
 		}
 		sandboxtest.CheckReason(t, err.Error(), "did not answer")
 	}
-	if st, err := sandbox.ReadState(r.Options.Config.Runtime.StateDir, r.ID()); err != nil || !st.Alive || len(st.Containers) != 1 {
+	if st, err := report.Read(r.Options.Config.Runtime.StateDir, r.ID()); err != nil || !st.Alive || len(st.Containers) != 1 {
 		t.Errorf("state: %+v, %v", st, err)
 	}
 }

@@ -8,19 +8,9 @@ import (
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"golang.org/x/sys/unix"
 )
-
-// Exit is how a process ended.
-type Exit struct {
-	// Code as a shell gives it: the exit status, or 128 + the signal.
-	Code uint32    `json:"exit_code"`
-	At   time.Time `json:"exited_at"`
-	// OOMKilled: the container's memory limit killed a process of it.
-	OOMKilled bool `json:"oom_killed,omitempty"`
-	// Reason tells why, when the process did not end by itself.
-	Reason string `json:"reason,omitempty"`
-}
 
 // Stdio says which of its streams a process is to have. What is false is
 // /dev/null. With a terminal, Stdout carries both outputs.
@@ -39,7 +29,7 @@ type Process struct {
 	stdio Stdio
 
 	done chan struct{} // closed when exit is set
-	exit Exit          // valid after done is closed
+	exit report.Exit   // valid after done is closed
 	wait sync.Once     // starts the wait for its end
 	// starting is held by Start, whose word on the end comes first if it fails.
 	starting sync.Mutex
@@ -59,7 +49,7 @@ func (p *Process) Stdio() Stdio { return p.stdio }
 func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Exit is how the process ended. Only valid after Done is closed.
-func (p *Process) Exit() Exit { return p.exit }
+func (p *Process) Exit() report.Exit { return p.exit }
 
 // OpenStdio opens the stream of one file descriptor (0, 1 or 2) of the
 // process; each can be opened once, before Start. The caller closes it. An
@@ -88,10 +78,10 @@ func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 	}
 	defer done()
 	if p.id == "" {
-		if err := p.c.toStatus(StatusRunning, StatusCreated); err != nil {
+		if err := p.c.toStatus(report.Running, report.Created); err != nil {
 			return 0, err
 		}
-		defer s.trace.phase("start container")()
+		defer s.trace.Begin("start container")()
 	}
 	p.starting.Lock()
 	p.await() // now, to save the time of a call to the guest
@@ -133,11 +123,11 @@ func (p *Process) follow() {
 		if !s.isDead() {
 			s.die(fmt.Errorf("wait for %s: %w", p.name(), err))
 		}
-		p.finish(Exit{Code: 255, At: time.Now(), Reason: s.deathReason()})
+		p.finish(report.Exit{Code: 255, At: time.Now(), Reason: s.deathReason()})
 		return
 	}
 	// A code that no process can have must not become a success.
-	e := Exit{Code: min(resp.GetExitCode(), 255), At: time.Unix(0, resp.GetExitedAt()), OOMKilled: resp.GetOomKilled()}
+	e := report.Exit{Code: min(resp.GetExitCode(), 255), At: time.Unix(0, resp.GetExitedAt()), OOMKilled: resp.GetOomKilled()}
 	// Of the processes that the limit killed, this was one if it died so.
 	if e.OOMKilled && e.Code == 128+uint32(unix.SIGKILL) {
 		e.Reason = "killed for exceeding its memory limit (OOM)"
@@ -150,7 +140,7 @@ func (p *Process) follow() {
 	p.finish(e)
 }
 
-func (p *Process) finish(e Exit) {
+func (p *Process) finish(e report.Exit) {
 	p.c.mu.Lock()
 	select {
 	case <-p.done:
@@ -160,7 +150,7 @@ func (p *Process) finish(e Exit) {
 	}
 	p.exit = e
 	if p.id == "" {
-		p.c.status = StatusStopped
+		p.c.status = report.Stopped
 	}
 	close(p.done)
 	p.c.mu.Unlock()

@@ -32,6 +32,8 @@ import (
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/sandbox/failure"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
+	"github.com/seed-efd44b36/kata/internal/sandbox/timeline"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"golang.org/x/sys/unix"
@@ -82,7 +84,7 @@ type Sandbox struct {
 	share  *share.Dir
 	cgroup *resources.Cgroup
 	cpus   string // of the host, that the sandbox is held to; empty: all
-	trace  trace
+	trace  timeline.Recorder
 
 	// Set by Boot before anyone else can see them.
 	machine vmm.Machine
@@ -172,14 +174,14 @@ func (s *Sandbox) ID() string { return s.id }
 func (s *Sandbox) Dir() string { return s.dir }
 
 // Trace is the time line of the start so far.
-func (s *Sandbox) Trace() []Phase { return s.trace.list() }
+func (s *Sandbox) Trace() []timeline.Phase { return s.trace.Phases() }
 
 // Info tells what the virtual machine is; valid after Boot.
-func (s *Sandbox) Info() State { return s.state() }
+func (s *Sandbox) Info() report.Sandbox { return s.state() }
 
 // Phase adds a step of the front end to the time line; the returned function
 // ends it.
-func (s *Sandbox) Phase(name string) (end func()) { return s.trace.phase(name) }
+func (s *Sandbox) Phase(name string) (end func()) { return s.trace.Begin(name) }
 
 // Dead is closed when the sandbox has ended, whether asked for or not.
 func (s *Sandbox) Dead() <-chan struct{} { return s.life.Done() }
@@ -272,7 +274,7 @@ func (s *Sandbox) die(err error) {
 	}
 	s.endLife()
 	for _, c := range s.list() {
-		c.finish(Exit{Code: 255, At: time.Now(), Reason: s.deathReason()})
+		c.finish(report.Exit{Code: 255, At: time.Now(), Reason: s.deathReason()})
 	}
 }
 
@@ -350,15 +352,15 @@ func (s *Sandbox) saveState() {
 	if closed {
 		return
 	}
-	if err := writeState(s.dir, st); err != nil {
+	if err := report.Write(s.dir, st); err != nil {
 		s.log.Warn("state is not written", "error", err)
 	}
 }
 
-func (s *Sandbox) state() State {
-	st := State{
-		Version: stateVersion, ID: s.id, OwnerPID: os.Getpid(), Accel: string(s.accel),
-		Kernel: s.kernel, Created: s.created, Containers: []ContainerState{},
+func (s *Sandbox) state() report.Sandbox {
+	st := report.Sandbox{
+		ID: s.id, OwnerPID: os.Getpid(), Accel: string(s.accel),
+		Kernel: s.kernel, Created: s.created, Containers: []report.Container{},
 	}
 	if s.machine != nil {
 		if pids := s.machine.PIDs(); len(pids) > 0 {

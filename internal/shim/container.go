@@ -14,6 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/shim/stdio"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -65,7 +66,7 @@ type process struct {
 	inputOver bool       // guarded by mu: the client has said so
 }
 
-func exitedAt(e sandbox.Exit) *timestamppb.Timestamp {
+func exitedAt(e report.Exit) *timestamppb.Timestamp {
 	if e.At.IsZero() {
 		return nil
 	}

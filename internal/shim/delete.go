@@ -14,6 +14,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -65,7 +66,7 @@ func (c command) collect(ctx context.Context, bundle string, resp *task.DeleteRe
 		return err
 	}
 	state := loaded.Config.Runtime.StateDir
-	if st, err := sandbox.ReadState(state, rec.Sandbox); err == nil {
+	if st, err := report.Read(state, rec.Sandbox); err == nil {
 		resp.Pid = uint32(st.VMMPID)
 		for _, cs := range st.Containers {
 			if cs.ID == c.id && cs.Exit != nil { // it had ended before the shim did

@@ -16,7 +16,7 @@ import (
 
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
-	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/test/harness"
 )
 
@@ -201,31 +201,31 @@ func (b *bench) throughput(ctx context.Context) error {
 
 // look finds out about the one sandbox that there is, and makes the machine
 // that its start is compared with.
-func (b *bench) look(ctx context.Context) (sandbox.State, error) {
-	states, err := sandbox.List(b.env.State)
+func (b *bench) look(ctx context.Context) (report.Sandbox, error) {
+	states, err := report.List(b.env.State)
 	if err != nil {
-		return sandbox.State{}, err
+		return report.Sandbox{}, err
 	}
 	if len(states) != 1 {
-		return sandbox.State{}, fmt.Errorf("%d sandboxes, want 1", len(states))
+		return report.Sandbox{}, fmt.Errorf("%d sandboxes, want 1", len(states))
 	}
 	st := states[0]
 	b.result.Machine = describe(ctx, st.Kernel, st.Accel)
 	conf, err := config.Load(b.env.Config)
 	if err != nil {
-		return sandbox.State{}, err
+		return report.Sandbox{}, err
 	}
 	h, r := conf.Config.Hypervisor, conf.Config.Runtime
 	image, err := (&guestimage.Builder{CacheDir: r.CacheDir, Agent: filepath.Join(b.env.Bin, "kata-agent"), Kernel: h.Kernel, Modules: h.KernelModules}).Ensure(ctx)
 	if err != nil {
-		return sandbox.State{}, err
+		return report.Sandbox{}, err
 	}
 	b.bare, err = newBareMachine(b.dir, image.Kernel.VMLinux, st.Accel)
 	return st, err
 }
 
 // memory measures what an idle sandbox takes.
-func (b *bench) memory(ctx context.Context, st sandbox.State) error {
+func (b *bench) memory(ctx context.Context, st report.Sandbox) error {
 	b.step("memory")
 	select { // until it is idle
 	case <-time.After(idleTime):

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/test/harness"
 	"golang.org/x/sys/unix"
 )
@@ -141,9 +141,9 @@ func TestRuntimeList(t *testing.T) {
 }
 
 // state reads the state of a sandbox of ours.
-func state(t *testing.T, id string) sandbox.State {
+func state(t *testing.T, id string) report.Sandbox {
 	t.Helper()
-	st, err := sandbox.ReadState(env.State, id)
+	st, err := report.Read(env.State, id)
 	if err != nil {
 		t.Fatal(err)
 	}

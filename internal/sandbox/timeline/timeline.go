@@ -1,4 +1,5 @@
-package sandbox
+// Package timeline records how long the steps of a start take.
+package timeline
 
 import (
 	"cmp"
@@ -14,32 +15,34 @@ type Phase struct {
 	Dur   time.Duration
 }
 
-// trace collects phases; it is safe for concurrent use.
-type trace struct {
+// Recorder collects phases. It is safe for concurrent use; its zero value is
+// ready.
+type Recorder struct {
 	mu     sync.Mutex
 	phases []Phase // guarded by mu
 }
 
-// phase starts a phase; the returned function ends it.
-func (t *trace) phase(name string) (end func()) {
+// Begin starts a phase; the returned function ends it.
+func (t *Recorder) Begin(name string) (end func()) {
 	start := time.Now()
 	return func() { t.add(name, start, time.Since(start)) }
 }
 
-func (t *trace) add(name string, start time.Time, dur time.Duration) {
+func (t *Recorder) add(name string, start time.Time, dur time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.phases = append(t.phases, Phase{Name: name, Start: start, Dur: dur})
 }
 
-func (t *trace) list() []Phase {
+// Phases are those that have ended, in the order of their ends.
+func (t *Recorder) Phases() []Phase {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return append([]Phase(nil), t.phases...)
 }
 
-// SortPhases sorts by the time at which a phase began, the longer first.
-func SortPhases(ps []Phase) {
+// Sort sorts by the time at which a phase began, the longer first.
+func Sort(ps []Phase) {
 	slices.SortStableFunc(ps, func(a, b Phase) int {
 		if c := a.Start.Compare(b.Start); c != 0 {
 			return c
