@@ -185,7 +185,7 @@ var importRules = []struct {
 		// dead shim, and forwards ports out of the pod's network namespace.
 		from: "internal/shim",
 		only: []string{
-			"internal/shim", "internal/sandbox", "internal/owner", "internal/config", "internal/spec", "internal/cleanup",
+			"internal/shim", "internal/sandbox", "internal/owner", "internal/operator", "internal/config", "internal/spec", "internal/cleanup",
 			"internal/link", "internal/network", "internal/printable", "internal/thread", "internal/version", "api/agent/v1",
 		},
 		why: "a front end goes through the sandbox, and knows its own protocol besides",

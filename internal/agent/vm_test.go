@@ -112,7 +112,7 @@ func boot(t *testing.T) *guest {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if t.Failed() {
-			t.Logf("guest console:\n%q", g.machine.Console())
+			t.Logf("guest console:\n%q", g.machine.Console().Bytes())
 		}
 		g.machine.Kill(ctx)
 	})

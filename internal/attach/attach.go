@@ -101,7 +101,7 @@ func (s *Session) Run(ctx context.Context) (*proxyv1.WaitResponse, error) {
 	if s.Stdin != nil {
 		// It may sit in a read of a terminal that nothing can interrupt, so
 		// nobody waits for it; it ends with this program.
-		go func() { _ = proxy.Copy(s.streams[0], s.Stdin) }()
+		go func() { _ = link.CopyToEnd(s.streams[0], s.Stdin) }()
 	}
 	var out sync.WaitGroup
 	outErrs := make([]error, 3)

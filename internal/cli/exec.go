@@ -16,7 +16,6 @@ import (
 	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/image"
 	"github.com/seed-efd44b36/kata/internal/printable"
-	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/runflags"
 	"github.com/spf13/cobra"
 )
@@ -63,43 +62,25 @@ func (a *app) exec(ctx context.Context, r record, args []string, fl execFlags, r
 	if err != nil {
 		return err
 	}
-	body, err := json.Marshal(p)
-	if err != nil {
-		return fmt.Errorf("encode process: %w", err)
+	s := &attach.Session{Client: c, Container: r.ID, Exec: "exec-" + newID()[:16], TTY: fl.tty, Signals: true}
+	if fl.detach {
+		if err := s.Prepare(ctx, p); err != nil {
+			return err
+		}
+		return s.Start(ctx)
 	}
-	id := "exec-" + newID()[:16]
-	if _, err := c.Exec(ctx, &proxyv1.ExecRequest{
-		Container: r.ID, Exec: id, Process: body,
-		Stdin: fl.interactive && !fl.detach, Stdout: !fl.detach, Stderr: !fl.detach && !fl.tty,
-	}); err != nil {
-		return proxy.Explain(err)
-	}
-	s := &attach.Session{Client: c, Container: r.ID, Exec: id, Stdout: os.Stdout, Stderr: os.Stderr, TTY: fl.tty, Signals: true}
+	s.Stdout, s.Stderr = os.Stdout, os.Stderr
 	if fl.interactive {
 		s.Stdin = os.Stdin
 	}
-	if !fl.detach {
-		if err := s.Open(ctx); err != nil {
-			return err
-		}
-		defer s.Close()
-	}
-	if _, err := c.Start(ctx, &proxyv1.StartRequest{Container: r.ID, Exec: id}); err != nil {
-		return proxy.Explain(err)
-	}
-	if fl.detach {
-		return nil
-	}
-	release()
-	resp, err := s.Run(context.WithoutCancel(ctx))
+	resp, err := s.RunExec(ctx, p, release)
 	if errors.Is(err, attach.ErrOutputClosed) {
 		return command.ExitError(command.Piped)
 	}
-	if err != nil {
-		return err
+	if resp != nil {
+		err = errors.Join(exitOf(resp, a), err)
 	}
-	_, derr := c.Delete(context.WithoutCancel(ctx), &proxyv1.DeleteRequest{Container: r.ID, Exec: id})
-	return errors.Join(exitOf(resp, a), proxy.Explain(derr))
+	return err
 }
 
 // execProcess is the OCI process of an exec: the container's own, with what

@@ -14,3 +14,16 @@ func Copy(to io.Writer, from io.Reader) (int64, error) {
 	}
 	return io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, copySize))
 }
+
+// CopyToEnd copies until the end of from and passes the end on. That one side has
+// gone is not an error: it is how streams end.
+func CopyToEnd(to Stream, from io.Reader) error {
+	_, err := Copy(to, from)
+	if cerr := to.CloseWrite(); err == nil && !IsClosed(cerr) {
+		err = cerr
+	}
+	if IsClosed(err) {
+		return nil
+	}
+	return err
+}

@@ -27,6 +27,8 @@ type listed struct {
 	Bundle     string    `json:"bundle"`
 	Created    time.Time `json:"created"`
 	Owner      string    `json:"owner"`
+	// Exit is ours: how it ended, and why if not by itself.
+	Exit *report.Exit `json:"exit,omitempty"`
 }
 
 func (a *app) listCommand() *cobra.Command {
@@ -66,7 +68,7 @@ func containersOf(states []report.Sandbox) []listed {
 		for _, c := range st.Containers {
 			l := listed{
 				OCIVersion: specs.Version, ID: c.ID, PID: hiddenPID, Status: string(c.Status), Bundle: c.Bundle,
-				Created: c.Created.UTC(), Owner: fmt.Sprintf("#%d", c.UID),
+				Created: c.Created.UTC(), Owner: fmt.Sprintf("#%d", c.UID), Exit: c.Exit,
 			}
 			if !st.Alive {
 				l.Status = string(report.Stopped)

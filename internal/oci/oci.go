@@ -24,7 +24,12 @@ type app struct {
 
 // Main runs the program and returns its exit code.
 func Main(args []string) int {
-	p := command.Program{Name: "kata-runtime", Root: newRoot, Code: func(string) int { return 1 }}
+	p := command.Program{Name: "kata-runtime", Root: newRoot, Code: func(verb string) int {
+		if verb == "exec" {
+			return command.Failed // as `kata exec`: 1 may be the command's own
+		}
+		return 1
+	}}
 	return p.Main(args)
 }
 
@@ -51,7 +56,8 @@ func newRoot(release func()) *cobra.Command {
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default "+config.File+")")
 	root.PersistentFlags().StringVar(&a.configPath, "kata-config", "", "the same as --config")
 	_ = root.PersistentFlags().MarkHidden("kata-config")
-	root.AddCommand(a.runCommand(release), a.listCommand(), a.checkCommand(), a.envCommand(), a.versionCommand())
+	root.AddCommand(a.runCommand(release), a.listCommand(), a.execCommand(release), a.consoleCommand(), a.logsCommand(),
+		a.checkCommand(), a.envCommand(), a.versionCommand())
 	return root
 }
 

@@ -86,6 +86,11 @@ func (a *app) run(ctx context.Context, id, bundle string, release func()) (err e
 	if err != nil {
 		return err
 	}
+	return a.exitOf(resp)
+}
+
+// exitOf turns the end of a process into the end of this program.
+func (a *app) exitOf(resp *proxyv1.WaitResponse) error {
 	if resp.GetReason() != "" {
 		fmt.Fprintln(a.errOut, "kata-runtime: "+printable.Text(resp.GetReason(), 4000))
 	}

@@ -23,6 +23,9 @@ import (
 	"github.com/seed-efd44b36/kata/internal/vmm/qemu"
 )
 
+// LogFile is the owner's log in the sandbox's directory.
+const LogFile = "owner.log"
+
 // Options say which sandbox to make.
 type Options struct {
 	ID     string
@@ -30,8 +33,6 @@ type Options struct {
 	// HostMounts is the mount namespace that paths of specs belong to. The
 	// sandbox owns it, also when there is an error.
 	HostMounts *os.File
-	// LogFile is the name of the log in the sandbox's directory.
-	LogFile string
 	// LogAlso gets a copy of the log; nil for none. It must not block.
 	LogAlso io.Writer
 }
@@ -66,7 +67,7 @@ func Open(o Options) (*sandbox.Sandbox, *slog.Logger, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(sb.Dir(), o.LogFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(filepath.Join(sb.Dir(), LogFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("open log: %w", err), sb.Close(context.Background()))
 	}

@@ -30,11 +30,14 @@ func Text(s string, limit int) string {
 // firmware begins with some.
 var controlSequence = regexp.MustCompile(`\x1b(c|\[[0-9;?=]*[A-Za-z])`)
 
+// Line is Text, without what a terminal is told.
+func Line(s string, limit int) string { return Text(controlSequence.ReplaceAllString(s, ""), limit) }
+
 // Lines returns the last n non-empty lines of raw, made printable.
 func Lines(raw []byte, n int) []string {
 	var lines []string
-	for l := range strings.Lines(controlSequence.ReplaceAllString(string(raw), "")) {
-		if l = strings.TrimSpace(Text(l, maxLine)); l != "" {
+	for l := range strings.Lines(string(raw)) {
+		if l = strings.TrimSpace(Line(l, maxLine)); l != "" {
 			lines = append(lines, l)
 		}
 	}

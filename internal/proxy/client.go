@@ -18,6 +18,8 @@ import (
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/operator"
+	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/program"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"golang.org/x/sys/unix"
@@ -121,7 +123,7 @@ func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
 		if text != "" {
 			return nil, errors.New(text)
 		}
-		return nil, fmt.Errorf("start kata-proxy: it ended without a word (%w); see %s", orEOF(err), filepath.Join(o.StateDir, o.ID, LogFile))
+		return nil, fmt.Errorf("start kata-proxy: it ended without a word (%w); see %s", orEOF(err), filepath.Join(o.StateDir, o.ID, owner.LogFile))
 	}
 	c, err := Dial(ctx, o.StateDir, o.ID)
 	if err != nil {
@@ -145,7 +147,7 @@ func Dial(ctx context.Context, stateDir, id string) (*Client, error) {
 	if err := sandbox.CheckID(id); err != nil {
 		return nil, err
 	}
-	l := link.DialUnix(filepath.Join(stateDir, id, SocketFile))
+	l := link.DialUnix(filepath.Join(stateDir, id, operator.SocketFile))
 	st, err := l.Open(ctx, link.Header{Kind: link.KindRPC})
 	if err != nil {
 		return nil, fmt.Errorf("connect to sandbox %s: %w: %w", id, sandbox.ErrNotFound, err)
@@ -203,7 +205,7 @@ func (c *Client) OpenStdio(ctx context.Context, container, exec string, fd uint8
 	}
 	var b [1]byte
 	if _, err := io.ReadFull(st, b[:]); err != nil {
-		return nil, errors.Join(fmt.Errorf("open stdio %d of container %s: refused, see the sandbox's %s: %w", fd, container, LogFile, err), st.Close())
+		return nil, errors.Join(fmt.Errorf("open stdio %d of container %s: refused, see the sandbox's %s: %w", fd, container, owner.LogFile, err), st.Close())
 	}
 	return st, nil
 }

@@ -15,9 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LogFile is kata-proxy's log in the sandbox's directory.
-const LogFile = "proxy.log"
-
 // Main is the program kata-proxy. It is started by Spawn only and returns its
 // exit status.
 func Main(args []string) int {
@@ -71,6 +68,6 @@ func open(id, configPath string, mounts *os.File) (*sandbox.Sandbox, config.Conf
 	if err != nil {
 		return nil, config.Config{}, nil, err
 	}
-	sb, log, err := owner.Open(owner.Options{ID: id, Config: loaded.Config, HostMounts: mounts, LogFile: LogFile})
+	sb, log, err := owner.Open(owner.Options{ID: id, Config: loaded.Config, HostMounts: mounts})
 	return sb, loaded.Config, log, err
 }

@@ -15,24 +15,18 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/containerd/ttrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
-	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/operator"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 )
-
-// SocketFile is the proxy's socket in the sandbox's directory.
-const SocketFile = "proxy.sock"
 
 // drainTimeout is how long the output of an ended container may still take to
 // arrive before the sandbox ends.
@@ -53,11 +47,12 @@ type NetworkResult struct {
 
 // server serves one sandbox.
 type server struct {
+	operator.Calls
 	sb       *sandbox.Sandbox
 	log      *slog.Logger
 	network  NetworkSetup
 	stop     context.CancelCauseFunc // ends Serve
-	streams  sync.WaitGroup          // stdio of clients
+	logs     sync.WaitGroup          // of containers that end the sandbox
 	watchers sync.WaitGroup
 
 	mu       sync.Mutex
@@ -84,21 +79,13 @@ var errShutdown = errors.New("shutdown")
 func Serve(ctx context.Context, o Options) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	s := &server{sb: o.Sandbox, log: o.Log, network: o.Network, stop: stop}
-
-	l, err := link.ListenUnix(filepath.Join(o.Sandbox.Dir(), SocketFile), 0o600)
+	calls := operator.Calls{Sandbox: o.Sandbox}
+	s := &server{Calls: calls, sb: o.Sandbox, log: o.Log, network: o.Network, stop: stop}
+	socket, err := operator.Listen(ctx, calls, o.Log, func(rpc *ttrpc.Server) { proxyv1.RegisterProxyService(rpc, s) })
 	if err != nil {
-		return errors.Join(fmt.Errorf("listen for clients: %w", err), o.Sandbox.Close(ctx))
+		return errors.Join(err, o.Sandbox.Close(ctx))
 	}
-	rpc, err := ttrpc.NewServer()
-	if err != nil {
-		return errors.Join(fmt.Errorf("ttrpc server: %w", err), l.Close(), o.Sandbox.Close(ctx))
-	}
-	proxyv1.RegisterProxyService(rpc, s)
-	conns := link.NewQueue()
 	var serving sync.WaitGroup
-	serving.Go(func() { _ = rpc.Serve(ctx, conns) })
-	serving.Go(func() { s.accept(ctx, l, conns) })
 	serving.Go(func() { s.watchOwner(o.Owner) })
 	o.Ready()
 
@@ -116,15 +103,10 @@ func Serve(ctx context.Context, o Options) error {
 	}
 	err = o.Sandbox.Close(context.WithoutCancel(ctx))
 	s.watchers.Wait()
-	shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-	defer cancel()
-	_ = rpc.Shutdown(shutdownCtx) // lets answers out that are under way
-	_ = rpc.Close()
-	_ = l.Close()
-	_ = conns.Close()
+	err = errors.Join(err, socket.Close(ctx))
 	_ = o.Owner.Close()
 	serving.Wait()
-	s.streams.Wait()
+	s.logs.Wait()
 	return err
 }
 
@@ -143,34 +125,11 @@ func (s *server) watchOwner(owner *os.File) {
 	}
 }
 
-// accept hands connections to where they belong until the listener is closed.
-func (s *server) accept(ctx context.Context, l link.Listener, conns *link.Queue) {
-	for {
-		st, h, err := l.Accept()
-		if err != nil {
-			return
-		}
-		switch h.Kind {
-		case link.KindRPC:
-			conns.Put(st)
-		case link.KindStdio:
-			s.streams.Go(func() {
-				if err := s.bridge(ctx, st, h); err != nil {
-					s.log.Warn("stdio stream", "container", h.Container, "exec", h.Exec, "fd", h.FD, "error", err)
-				}
-			})
-		default:
-			s.log.Warn("connection of an unknown kind is refused", "kind", h.Kind)
-			_ = st.Close()
-		}
-	}
-}
-
 // Boot implements the Proxy service.
 func (s *server) Boot(ctx context.Context, r *proxyv1.BootRequest) (*proxyv1.BootResponse, error) {
 	ctx, done, err := s.sb.Begin(ctx, 0)
 	if err != nil {
-		return nil, s.refuse(err)
+		return nil, operator.Refuse(err)
 	}
 	defer done()
 	s.mu.Lock()
@@ -185,14 +144,14 @@ func (s *server) Boot(ctx context.Context, r *proxyv1.BootRequest) (*proxyv1.Boo
 	resp := &proxyv1.BootResponse{}
 	netns := r.GetNetns()
 	if err := s.ownDirs(r.GetOwnedDirs()); err != nil {
-		return nil, s.refuse(err)
+		return nil, operator.Refuse(err)
 	}
 	if r.GetCni() != nil {
 		end := s.sb.Phase("CNI")
 		res, err := s.network(ctx, s.sb, r.GetCni())
 		end()
 		if err != nil {
-			return nil, s.refuse(err)
+			return nil, operator.Refuse(err)
 		}
 		netns, resp.Addresses, resp.Nameservers, resp.Search = res.NetNS, res.Addresses, res.Nameservers, res.Search
 	}
@@ -205,7 +164,7 @@ func (s *server) Boot(ctx context.Context, r *proxyv1.BootRequest) (*proxyv1.Boo
 	if err := s.sb.Boot(ctx, sandbox.BootOptions{
 		Hostname: r.GetHostname(), NetNS: netns, Resources: &res, Sysctls: r.GetSysctls(), ShmBytes: r.GetShmBytes(),
 	}); err != nil {
-		return nil, s.refuse(err)
+		return nil, operator.Refuse(err)
 	}
 	d := s.sb.Info()
 	resp.VmmPid, resp.Accel, resp.KernelRelease = uint32(d.VMMPID), d.Accel, d.Kernel
@@ -217,7 +176,7 @@ func (s *server) Create(ctx context.Context, r *proxyv1.CreateRequest) (*proxyv1
 	// Serve must not look for watchers and logs while they are still to come.
 	ctx, done, err := s.sb.Begin(ctx, 0)
 	if err != nil {
-		return nil, s.refuse(err)
+		return nil, operator.Refuse(err)
 	}
 	defer done()
 	o := sandbox.ContainerOptions{
@@ -229,7 +188,7 @@ func (s *server) Create(ctx context.Context, r *proxyv1.CreateRequest) (*proxyv1
 	}
 	c, err := s.sb.Create(ctx, o)
 	if err != nil {
-		return nil, s.refuse(err)
+		return nil, operator.Refuse(err)
 	}
 	s.mu.Lock()
 	follow := !s.followed && s.boot.GetEndWithFirstContainer()
@@ -238,7 +197,7 @@ func (s *server) Create(ctx context.Context, r *proxyv1.CreateRequest) (*proxyv1
 	logged := &sync.WaitGroup{}
 	if r.GetLogPath() != "" {
 		if err := s.writeLog(ctx, c, r.GetLogPath(), logged); err != nil {
-			return nil, s.refuse(errors.Join(err, c.Delete(context.WithoutCancel(ctx))))
+			return nil, operator.Refuse(errors.Join(err, c.Delete(context.WithoutCancel(ctx))))
 		}
 	}
 	s.watchers.Go(func() { s.follow(c, r.GetExitPath(), logged, follow) })
@@ -258,7 +217,7 @@ func (s *server) follow(c *sandbox.Container, exitPath string, logged *sync.Wait
 		return
 	}
 	drained := make(chan struct{})
-	s.streams.Go(func() { logged.Wait(); close(drained) })
+	s.logs.Go(func() { logged.Wait(); close(drained) })
 	select {
 	case <-drained:
 	case <-time.After(drainTimeout):
@@ -282,142 +241,42 @@ func WriteExit(path string, e report.Exit) error {
 	return nil
 }
 
-// Exec implements the Proxy service.
-func (s *server) Exec(ctx context.Context, r *proxyv1.ExecRequest) (*proxyv1.ExecResponse, error) {
-	c, err := s.sb.Container(r.GetContainer())
-	if err != nil {
-		return nil, s.refuse(err)
-	}
-	var p specs.Process
-	if err := json.Unmarshal(r.GetProcess(), &p); err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "process of exec %q: %v", r.GetExec(), err)
-	}
-	_, err = c.Exec(ctx, r.GetExec(), &p, sandbox.Stdio{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr()})
-	return &proxyv1.ExecResponse{}, s.refuse(err)
-}
-
-// Start implements the Proxy service.
-func (s *server) Start(ctx context.Context, r *proxyv1.StartRequest) (*proxyv1.StartResponse, error) {
-	p, err := s.process(r.GetContainer(), r.GetExec())
-	if err != nil {
-		return nil, s.refuse(err)
-	}
-	pid, err := p.Start(ctx)
-	if err != nil {
-		return nil, s.refuse(err)
-	}
-	return &proxyv1.StartResponse{Pid: uint32(pid)}, nil
-}
-
-// Signal implements the Proxy service.
-func (s *server) Signal(ctx context.Context, r *proxyv1.SignalRequest) (*proxyv1.SignalResponse, error) {
-	p, err := s.process(r.GetContainer(), r.GetExec())
-	if err != nil {
-		return nil, s.refuse(err)
-	}
-	return &proxyv1.SignalResponse{}, s.refuse(p.Signal(ctx, r.GetSignal(), r.GetAll()))
-}
-
-// Wait implements the Proxy service.
-func (s *server) Wait(ctx context.Context, r *proxyv1.WaitRequest) (*proxyv1.WaitResponse, error) {
-	p, err := s.process(r.GetContainer(), r.GetExec())
-	if err != nil {
-		return nil, s.refuse(err)
-	}
-	select {
-	case <-p.Done():
-	case <-ctx.Done():
-		return nil, status.FromContextError(ctx.Err()).Err()
-	}
-	e := p.Exit()
-	return &proxyv1.WaitResponse{ExitCode: e.Code, ExitedAt: e.At.UnixNano(), OomKilled: e.OOMKilled, Reason: e.Reason}, nil
-}
-
-// Resize implements the Proxy service.
-func (s *server) Resize(ctx context.Context, r *proxyv1.ResizeRequest) (*proxyv1.ResizeResponse, error) {
-	p, err := s.process(r.GetContainer(), r.GetExec())
-	if err != nil {
-		return nil, s.refuse(err)
-	}
-	return &proxyv1.ResizeResponse{}, s.refuse(p.Resize(ctx, r.GetWidth(), r.GetHeight()))
-}
-
-// Delete implements the Proxy service.
-func (s *server) Delete(ctx context.Context, r *proxyv1.DeleteRequest) (*proxyv1.DeleteResponse, error) {
-	c, err := s.sb.Container(r.GetContainer())
-	if err != nil {
-		return nil, s.refuse(err)
-	}
-	if r.GetExec() != "" {
-		return &proxyv1.DeleteResponse{}, s.refuse(c.DeleteExec(ctx, r.GetExec()))
-	}
-	return &proxyv1.DeleteResponse{}, s.refuse(c.Delete(ctx))
-}
-
 // Pause implements the Proxy service.
 func (s *server) Pause(ctx context.Context, r *proxyv1.PauseRequest) (*proxyv1.PauseResponse, error) {
 	c, err := s.sb.Container(r.GetContainer())
 	if err != nil {
-		return nil, s.refuse(err)
+		return nil, operator.Refuse(err)
 	}
-	return &proxyv1.PauseResponse{}, s.refuse(c.Pause(ctx))
+	return &proxyv1.PauseResponse{}, operator.Refuse(c.Pause(ctx))
 }
 
 // Resume implements the Proxy service.
 func (s *server) Resume(ctx context.Context, r *proxyv1.ResumeRequest) (*proxyv1.ResumeResponse, error) {
 	c, err := s.sb.Container(r.GetContainer())
 	if err != nil {
-		return nil, s.refuse(err)
+		return nil, operator.Refuse(err)
 	}
-	return &proxyv1.ResumeResponse{}, s.refuse(c.Resume(ctx))
+	return &proxyv1.ResumeResponse{}, operator.Refuse(c.Resume(ctx))
 }
 
 // Update implements the Proxy service.
 func (s *server) Update(ctx context.Context, r *proxyv1.UpdateRequest) (*proxyv1.UpdateResponse, error) {
 	c, err := s.sb.Container(r.GetContainer())
 	if err != nil {
-		return nil, s.refuse(err)
+		return nil, operator.Refuse(err)
 	}
 	var res specs.LinuxResources
 	if err := json.Unmarshal(r.GetResources(), &res); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "resources for container %q: %v", r.GetContainer(), err)
 	}
-	return &proxyv1.UpdateResponse{}, s.refuse(c.Update(ctx, &res))
-}
-
-// Stats implements the Proxy service.
-func (s *server) Stats(ctx context.Context, r *proxyv1.StatsRequest) (*proxyv1.StatsResponse, error) {
-	c, err := s.sb.Container(r.GetContainer())
-	if err != nil {
-		return nil, s.refuse(err)
-	}
-	st, err := c.Stats(ctx)
-	if err != nil {
-		return nil, s.refuse(err)
-	}
-	b, err := proto.Marshal(st)
-	return &proxyv1.StatsResponse{Stats: b}, s.refuse(err)
-}
-
-// Processes implements the Proxy service.
-func (s *server) Processes(ctx context.Context, r *proxyv1.ProcessesRequest) (*proxyv1.ProcessesResponse, error) {
-	c, err := s.sb.Container(r.GetContainer())
-	if err != nil {
-		return nil, s.refuse(err)
-	}
-	ps, err := c.Processes(ctx)
-	if err != nil {
-		return nil, s.refuse(err)
-	}
-	b, err := proto.Marshal(&agentv1.ListProcessesResponse{Processes: ps})
-	return &proxyv1.ProcessesResponse{Processes: b}, s.refuse(err)
+	return &proxyv1.UpdateResponse{}, operator.Refuse(c.Update(ctx, &res))
 }
 
 // Shutdown implements the Proxy service.
 func (s *server) Shutdown(ctx context.Context, _ *proxyv1.ShutdownRequest) (*proxyv1.ShutdownResponse, error) {
 	err := s.sb.Close(ctx)
 	s.stop(errShutdown)
-	return &proxyv1.ShutdownResponse{}, s.refuse(err)
+	return &proxyv1.ShutdownResponse{}, operator.Refuse(err)
 }
 
 // Trace implements the Proxy service.
@@ -427,36 +286,4 @@ func (s *server) Trace(context.Context, *proxyv1.TraceRequest) (*proxyv1.TraceRe
 		resp.Phases = append(resp.Phases, &proxyv1.TracePhase{Name: p.Name, StartUnixNs: p.Start.UnixNano(), DurationNs: int64(p.Dur)})
 	}
 	return resp, nil
-}
-
-func (s *server) process(container, exec string) (*sandbox.Process, error) {
-	c, err := s.sb.Container(container)
-	if err != nil {
-		return nil, err
-	}
-	return c.Process(exec)
-}
-
-// refuse maps an error to a status that the client maps back. NotFound and
-// PermissionDenied are kept for commands (exit codes 127 and 126).
-func (s *server) refuse(err error) error {
-	if err == nil {
-		return nil
-	}
-	code := codes.Unknown
-	switch {
-	case errors.Is(err, sandbox.ErrCommandNotFound):
-		code = codes.NotFound
-	case errors.Is(err, sandbox.ErrCommandDenied):
-		code = codes.PermissionDenied
-	case errors.Is(err, sandbox.ErrInvalid):
-		code = codes.InvalidArgument
-	case errors.Is(err, sandbox.ErrExists):
-		code = codes.AlreadyExists
-	case errors.Is(err, sandbox.ErrNotFound), errors.Is(err, sandbox.ErrState):
-		code = codes.FailedPrecondition
-	case errors.Is(err, sandbox.ErrDead):
-		code = codes.Unavailable
-	}
-	return status.Error(code, err.Error())
 }

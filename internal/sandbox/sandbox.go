@@ -418,7 +418,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 func (s *Sandbox) explain(err error) error {
 	f := failure.Start{ID: s.id, Cause: s.orDead(err)}
 	if s.machine != nil {
-		f.Console = s.machine.Console()
+		f.Console = s.machine.Console().Bytes()
 		select {
 		case <-s.machine.Done():
 			e := s.machine.Kill(context.Background())

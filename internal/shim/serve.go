@@ -20,9 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LogFile is the shim's log in the sandbox's directory. containerd gets a copy.
-const LogFile = "shim.log"
-
 // answers is how long the last answers may take to leave.
 const answers = 2 * time.Second
 
@@ -90,7 +87,7 @@ func open(rec record, debug bool, logAlso io.Writer) (*sandbox.Sandbox, *slog.Lo
 	}
 	return owner.Open(owner.Options{
 		ID: rec.Sandbox, Config: conf, HostMounts: os.NewFile(uintptr(mounts), "mounts"),
-		LogFile: LogFile, LogAlso: logAlso,
+		LogAlso: logAlso,
 	})
 }
 

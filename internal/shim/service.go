@@ -10,6 +10,7 @@ import (
 
 	events "github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/seed-efd44b36/kata/internal/operator"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/shim/forward"
 	"github.com/seed-efd44b36/kata/internal/shim/pod"
@@ -106,6 +107,12 @@ func (s *service) boot(ctx context.Context, bundle string) error {
 	if err := sb.Boot(ctx, o); err != nil {
 		return errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
 	}
+	calls := operator.Calls{Sandbox: sb}
+	socket, err := operator.Listen(context.WithoutCancel(ctx), calls, log, calls.Register)
+	if err != nil {
+		return errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
+	}
+	sb.OnClose("socket for operators", socket.Close)
 	if o.NetNS != "" {
 		ports, err := forward.Start(o.NetNS, sb.DialPort, log)
 		switch {

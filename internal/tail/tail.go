@@ -10,7 +10,8 @@ type Buffer struct {
 	limit int
 
 	mu  sync.Mutex
-	buf []byte // at most 2*limit bytes, so that most writes move nothing
+	buf []byte // guarded by mu: at most 2*limit bytes, so that most writes move nothing
+	end int64  // guarded by mu: number of bytes written
 }
 
 // New returns a buffer that keeps limit bytes.
@@ -21,6 +22,7 @@ func (t *Buffer) Write(b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := len(b)
+	t.end += int64(n)
 	if len(b) > t.limit {
 		b = b[len(b)-t.limit:]
 	}
@@ -34,11 +36,16 @@ func (t *Buffer) Write(b []byte) (int, error) {
 
 // Bytes returns a copy of what is kept.
 func (t *Buffer) Bytes() []byte {
+	b, _ := t.From(0)
+	return b
+}
+
+// From returns a copy of what is kept of the bytes from number n on, counting
+// from 0, and the number of the one that comes next.
+func (t *Buffer) From(n int64) (b []byte, next int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	b := t.buf
-	if len(b) > t.limit {
-		b = b[len(b)-t.limit:]
-	}
-	return append([]byte(nil), b...)
+	kept := min(int64(len(t.buf)), int64(t.limit))
+	b = t.buf[int64(len(t.buf))-max(min(t.end-n, kept), 0):]
+	return append([]byte(nil), b...), t.end
 }

@@ -28,3 +28,31 @@ func TestBufferKeepsTheEnd(t *testing.T) {
 		})
 	}
 }
+
+// TestBufferFrom reads what it has not read, as somebody does who follows.
+func TestBufferFrom(t *testing.T) {
+	b := New(8)
+	var next int64
+	for _, tt := range []struct{ write, want string }{
+		{"", ""},
+		{"ab", "ab"},
+		{"", ""},
+		{"cdef", "cdef"},
+		{"ghijklmnopq", "jklmnopq"}, // what it has missed is gone
+		{"r", "r"},
+	} {
+		_, _ = b.Write([]byte(tt.write))
+		var got []byte
+		if got, next = b.From(next); string(got) != tt.want {
+			t.Errorf("after %q: got %q, want %q", tt.write, got, tt.want)
+		}
+	}
+	for _, tt := range []struct {
+		from int64
+		want string
+	}{{-5, "klmnopqr"}, {0, "klmnopqr"}, {next - 3, "pqr"}, {next, ""}, {next + 5, ""}} {
+		if got, _ := b.From(tt.from); string(got) != tt.want {
+			t.Errorf("from %d: got %q, want %q", tt.from, got, tt.want)
+		}
+	}
+}

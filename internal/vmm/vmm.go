@@ -17,6 +17,8 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"github.com/seed-efd44b36/kata/internal/tail"
 )
 
 // ErrGone is wrapped by every error that is due to the end of the VMM process.
@@ -136,8 +138,9 @@ type Machine interface {
 	RemoveDisk(ctx context.Context, id string) error
 	// PIDs are the processes of the machine on the host, the VMM first.
 	PIDs() []int
-	// Console returns the tail of the guest's console so far.
-	Console() []byte
+	// Console is the tail of the guest's console, which grows with it. It is
+	// raw: quote it before it is printed.
+	Console() *tail.Buffer
 	// Done is closed when the VMM has ended; then Exit tells how.
 	Done() <-chan struct{}
 	// Kill ends the VMM now and waits until it is gone and what the driver

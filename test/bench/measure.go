@@ -16,6 +16,7 @@ import (
 
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
+	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/test/harness"
 )
@@ -245,7 +246,7 @@ func (b *bench) memory(ctx context.Context, st report.Sandbox) error {
 		}
 		b.add(p.name, p.what, "MiB", samples{v}, nil)
 	}
-	rss, err := agentRSS(filepath.Join(b.env.State, st.ID, "proxy.log"))
+	rss, err := agentRSS(filepath.Join(b.env.State, st.ID, owner.LogFile))
 	if err != nil {
 		return err
 	}

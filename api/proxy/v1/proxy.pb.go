@@ -1,7 +1,9 @@
-// The protocol between a command line (kata, kata-runtime, kata-shim) and
-// kata-proxy, the process that owns one sandbox.
+// The protocol between a command line (kata, kata-runtime) and the owner of one
+// sandbox: kata-proxy, or containerd-shim-kata-v2. The latter does what its
+// engine says, so of this it has only Console and the calls for processes that
+// Exec has made.
 //
-// It is carried by ttRPC on the unix socket /run/kata/SANDBOX/proxy.sock, which
+// It is carried by ttRPC on the unix socket /run/kata/SANDBOX/owner.sock, which
 // only root can open. Process input and output are connections of their own
 // to the same socket; every connection starts with a header of internal/link.
 
@@ -1819,6 +1821,116 @@ func (x *TracePhase) GetDurationNs() int64 {
 	return 0
 }
 
+type ConsoleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the first byte that is wanted, counted from the start of the
+	// machine.
+	From          int64 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConsoleRequest) Reset() {
+	*x = ConsoleRequest{}
+	mi := &file_proxy_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConsoleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConsoleRequest) ProtoMessage() {}
+
+func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proxy_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
+func (*ConsoleRequest) Descriptor() ([]byte, []int) {
+	return file_proxy_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ConsoleRequest) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+type ConsoleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As the guest wrote it. It may begin later than was asked for: only the last
+	// part is kept.
+	Output []byte `protobuf:"bytes,1,opt,name=output,proto3" json:"output,omitempty"`
+	// Number of the byte that comes next.
+	Next int64 `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`
+	// Nothing will come any more: the guest has ended.
+	Over          bool `protobuf:"varint,3,opt,name=over,proto3" json:"over,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConsoleResponse) Reset() {
+	*x = ConsoleResponse{}
+	mi := &file_proxy_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConsoleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConsoleResponse) ProtoMessage() {}
+
+func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_proxy_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
+func (*ConsoleResponse) Descriptor() ([]byte, []int) {
+	return file_proxy_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ConsoleResponse) GetOutput() []byte {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
+func (x *ConsoleResponse) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *ConsoleResponse) GetOver() bool {
+	if x != nil {
+		return x.Over
+	}
+	return false
+}
+
 var File_proxy_proto protoreflect.FileDescriptor
 
 const file_proxy_proto_rawDesc = "" +
@@ -1933,7 +2045,13 @@ const file_proxy_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\"\n" +
 	"\rstart_unix_ns\x18\x02 \x01(\x03R\vstartUnixNs\x12\x1f\n" +
 	"\vduration_ns\x18\x03 \x01(\x03R\n" +
-	"durationNs2\xa1\b\n" +
+	"durationNs\"$\n" +
+	"\x0eConsoleRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x03R\x04from\"Q\n" +
+	"\x0fConsoleResponse\x12\x16\n" +
+	"\x06output\x18\x01 \x01(\fR\x06output\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\x03R\x04next\x12\x12\n" +
+	"\x04over\x18\x03 \x01(\bR\x04over2\xeb\b\n" +
 	"\x05Proxy\x12?\n" +
 	"\x04Boot\x12\x1a.kata.proxy.v1.BootRequest\x1a\x1b.kata.proxy.v1.BootResponse\x12E\n" +
 	"\x06Create\x12\x1c.kata.proxy.v1.CreateRequest\x1a\x1d.kata.proxy.v1.CreateResponse\x12?\n" +
@@ -1949,7 +2067,8 @@ const file_proxy_proto_rawDesc = "" +
 	"\x05Stats\x12\x1b.kata.proxy.v1.StatsRequest\x1a\x1c.kata.proxy.v1.StatsResponse\x12N\n" +
 	"\tProcesses\x12\x1f.kata.proxy.v1.ProcessesRequest\x1a .kata.proxy.v1.ProcessesResponse\x12K\n" +
 	"\bShutdown\x12\x1e.kata.proxy.v1.ShutdownRequest\x1a\x1f.kata.proxy.v1.ShutdownResponse\x12B\n" +
-	"\x05Trace\x12\x1b.kata.proxy.v1.TraceRequest\x1a\x1c.kata.proxy.v1.TraceResponseB4Z2github.com/seed-efd44b36/kata/api/proxy/v1;proxyv1b\x06proto3"
+	"\x05Trace\x12\x1b.kata.proxy.v1.TraceRequest\x1a\x1c.kata.proxy.v1.TraceResponse\x12H\n" +
+	"\aConsole\x12\x1d.kata.proxy.v1.ConsoleRequest\x1a\x1e.kata.proxy.v1.ConsoleResponseB4Z2github.com/seed-efd44b36/kata/api/proxy/v1;proxyv1b\x06proto3"
 
 var (
 	file_proxy_proto_rawDescOnce sync.Once
@@ -1963,7 +2082,7 @@ func file_proxy_proto_rawDescGZIP() []byte {
 	return file_proxy_proto_rawDescData
 }
 
-var file_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_proxy_proto_goTypes = []any{
 	(*BootRequest)(nil),       // 0: kata.proxy.v1.BootRequest
 	(*CNI)(nil),               // 1: kata.proxy.v1.CNI
@@ -1999,10 +2118,12 @@ var file_proxy_proto_goTypes = []any{
 	(*TraceRequest)(nil),      // 31: kata.proxy.v1.TraceRequest
 	(*TraceResponse)(nil),     // 32: kata.proxy.v1.TraceResponse
 	(*TracePhase)(nil),        // 33: kata.proxy.v1.TracePhase
-	nil,                       // 34: kata.proxy.v1.BootRequest.SysctlsEntry
+	(*ConsoleRequest)(nil),    // 34: kata.proxy.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),   // 35: kata.proxy.v1.ConsoleResponse
+	nil,                       // 36: kata.proxy.v1.BootRequest.SysctlsEntry
 }
 var file_proxy_proto_depIdxs = []int32{
-	34, // 0: kata.proxy.v1.BootRequest.sysctls:type_name -> kata.proxy.v1.BootRequest.SysctlsEntry
+	36, // 0: kata.proxy.v1.BootRequest.sysctls:type_name -> kata.proxy.v1.BootRequest.SysctlsEntry
 	1,  // 1: kata.proxy.v1.BootRequest.cni:type_name -> kata.proxy.v1.CNI
 	2,  // 2: kata.proxy.v1.CNI.ports:type_name -> kata.proxy.v1.PortMapping
 	4,  // 3: kata.proxy.v1.CreateRequest.rootfs:type_name -> kata.proxy.v1.RootfsMount
@@ -2022,23 +2143,25 @@ var file_proxy_proto_depIdxs = []int32{
 	27, // 17: kata.proxy.v1.Proxy.Processes:input_type -> kata.proxy.v1.ProcessesRequest
 	29, // 18: kata.proxy.v1.Proxy.Shutdown:input_type -> kata.proxy.v1.ShutdownRequest
 	31, // 19: kata.proxy.v1.Proxy.Trace:input_type -> kata.proxy.v1.TraceRequest
-	3,  // 20: kata.proxy.v1.Proxy.Boot:output_type -> kata.proxy.v1.BootResponse
-	6,  // 21: kata.proxy.v1.Proxy.Create:output_type -> kata.proxy.v1.CreateResponse
-	8,  // 22: kata.proxy.v1.Proxy.Exec:output_type -> kata.proxy.v1.ExecResponse
-	10, // 23: kata.proxy.v1.Proxy.Start:output_type -> kata.proxy.v1.StartResponse
-	12, // 24: kata.proxy.v1.Proxy.Signal:output_type -> kata.proxy.v1.SignalResponse
-	14, // 25: kata.proxy.v1.Proxy.Wait:output_type -> kata.proxy.v1.WaitResponse
-	16, // 26: kata.proxy.v1.Proxy.Resize:output_type -> kata.proxy.v1.ResizeResponse
-	18, // 27: kata.proxy.v1.Proxy.Delete:output_type -> kata.proxy.v1.DeleteResponse
-	20, // 28: kata.proxy.v1.Proxy.Pause:output_type -> kata.proxy.v1.PauseResponse
-	22, // 29: kata.proxy.v1.Proxy.Resume:output_type -> kata.proxy.v1.ResumeResponse
-	24, // 30: kata.proxy.v1.Proxy.Update:output_type -> kata.proxy.v1.UpdateResponse
-	26, // 31: kata.proxy.v1.Proxy.Stats:output_type -> kata.proxy.v1.StatsResponse
-	28, // 32: kata.proxy.v1.Proxy.Processes:output_type -> kata.proxy.v1.ProcessesResponse
-	30, // 33: kata.proxy.v1.Proxy.Shutdown:output_type -> kata.proxy.v1.ShutdownResponse
-	32, // 34: kata.proxy.v1.Proxy.Trace:output_type -> kata.proxy.v1.TraceResponse
-	20, // [20:35] is the sub-list for method output_type
-	5,  // [5:20] is the sub-list for method input_type
+	34, // 20: kata.proxy.v1.Proxy.Console:input_type -> kata.proxy.v1.ConsoleRequest
+	3,  // 21: kata.proxy.v1.Proxy.Boot:output_type -> kata.proxy.v1.BootResponse
+	6,  // 22: kata.proxy.v1.Proxy.Create:output_type -> kata.proxy.v1.CreateResponse
+	8,  // 23: kata.proxy.v1.Proxy.Exec:output_type -> kata.proxy.v1.ExecResponse
+	10, // 24: kata.proxy.v1.Proxy.Start:output_type -> kata.proxy.v1.StartResponse
+	12, // 25: kata.proxy.v1.Proxy.Signal:output_type -> kata.proxy.v1.SignalResponse
+	14, // 26: kata.proxy.v1.Proxy.Wait:output_type -> kata.proxy.v1.WaitResponse
+	16, // 27: kata.proxy.v1.Proxy.Resize:output_type -> kata.proxy.v1.ResizeResponse
+	18, // 28: kata.proxy.v1.Proxy.Delete:output_type -> kata.proxy.v1.DeleteResponse
+	20, // 29: kata.proxy.v1.Proxy.Pause:output_type -> kata.proxy.v1.PauseResponse
+	22, // 30: kata.proxy.v1.Proxy.Resume:output_type -> kata.proxy.v1.ResumeResponse
+	24, // 31: kata.proxy.v1.Proxy.Update:output_type -> kata.proxy.v1.UpdateResponse
+	26, // 32: kata.proxy.v1.Proxy.Stats:output_type -> kata.proxy.v1.StatsResponse
+	28, // 33: kata.proxy.v1.Proxy.Processes:output_type -> kata.proxy.v1.ProcessesResponse
+	30, // 34: kata.proxy.v1.Proxy.Shutdown:output_type -> kata.proxy.v1.ShutdownResponse
+	32, // 35: kata.proxy.v1.Proxy.Trace:output_type -> kata.proxy.v1.TraceResponse
+	35, // 36: kata.proxy.v1.Proxy.Console:output_type -> kata.proxy.v1.ConsoleResponse
+	21, // [21:37] is the sub-list for method output_type
+	5,  // [5:21] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -2055,7 +2178,7 @@ func file_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proxy_proto_rawDesc), len(file_proxy_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

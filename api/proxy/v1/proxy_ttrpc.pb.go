@@ -23,6 +23,7 @@ type ProxyService interface {
 	Processes(context.Context, *ProcessesRequest) (*ProcessesResponse, error)
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
 	Trace(context.Context, *TraceRequest) (*TraceResponse, error)
+	Console(context.Context, *ConsoleRequest) (*ConsoleResponse, error)
 }
 
 func RegisterProxyService(srv *ttrpc.Server, svc ProxyService) {
@@ -132,6 +133,13 @@ func RegisterProxyService(srv *ttrpc.Server, svc ProxyService) {
 					return nil, err
 				}
 				return svc.Trace(ctx, &req)
+			},
+			"Console": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ConsoleRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Console(ctx, &req)
 			},
 		},
 	})
@@ -262,6 +270,14 @@ func (c *proxyClient) Shutdown(ctx context.Context, req *ShutdownRequest) (*Shut
 func (c *proxyClient) Trace(ctx context.Context, req *TraceRequest) (*TraceResponse, error) {
 	var resp TraceResponse
 	if err := c.client.Call(ctx, "kata.proxy.v1.Proxy", "Trace", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *proxyClient) Console(ctx context.Context, req *ConsoleRequest) (*ConsoleResponse, error) {
+	var resp ConsoleResponse
+	if err := c.client.Call(ctx, "kata.proxy.v1.Proxy", "Console", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

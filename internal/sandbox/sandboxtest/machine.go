@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed-efd44b36/kata/internal/tail"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"golang.org/x/sys/unix"
 )
@@ -65,8 +66,12 @@ func (m *Machine) AddDisk(context.Context, vmm.Disk) error { return errors.ErrUn
 // RemoveDisk implements vmm.Machine.
 func (m *Machine) RemoveDisk(context.Context, string) error { return errors.ErrUnsupported }
 
-// Console implements vmm.Machine.
-func (m *Machine) Console() []byte { return []byte("\x1b[31mguest console\a\r\nlast words\n") }
+// Console has what a terminal would act on, to be quoted.
+func (m *Machine) Console() *tail.Buffer {
+	b := tail.New(100)
+	_, _ = b.Write([]byte("\x1b[31mguest console\a\r\nlast words\n"))
+	return b
+}
 
 // Done implements vmm.Machine.
 func (m *Machine) Done() <-chan struct{} { return m.done }
@@ -96,7 +101,7 @@ func (m *Machine) End(reason error) {
 		if reason != nil {
 			reason = fmt.Errorf("%w: %w", reason, vmm.ErrGone)
 		}
-		m.exit = vmm.Exit{Err: reason, Stderr: []byte("qemu: \x1b]0;oh\adear\n"), Console: m.Console(), At: time.Now()}
+		m.exit = vmm.Exit{Err: reason, Stderr: []byte("qemu: \x1b]0;oh\adear\n"), Console: m.Console().Bytes(), At: time.Now()}
 		_ = m.Port.Close()
 		close(m.done)
 	})

@@ -257,8 +257,8 @@ func (m *Machine) PIDs() []int {
 	return []int{m.proc.PID()}
 }
 
-// Console returns the tail of the guest's console so far.
-func (m *Machine) Console() []byte { return m.console.Bytes() }
+// Console is the tail of the guest's console.
+func (m *Machine) Console() *tail.Buffer { return m.console }
 
 // Done is closed when QEMU has ended.
 func (m *Machine) Done() <-chan struct{} { return m.done }

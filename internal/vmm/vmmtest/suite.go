@@ -98,7 +98,7 @@ func testGuest(t *testing.T, d Driver) {
 	})
 	t.Run("Console", func(t *testing.T) {
 		until(t, "the guest's message is on the console", func() bool {
-			return strings.Contains(string(m.Console()), "guest: ready")
+			return strings.Contains(string(m.Console().Bytes()), "guest: ready")
 		})
 	})
 	t.Run("NIC", func(t *testing.T) {
@@ -330,7 +330,7 @@ func testKill(t *testing.T, d Driver) {
 		if err := m.Start(deadline(t)); err != nil {
 			t.Fatal(err)
 		}
-		until(t, "there is something on the console", func() bool { return len(m.Console()) > 0 })
+		until(t, "there is something on the console", func() bool { return len(m.Console().Bytes()) > 0 })
 		if exit := m.Kill(deadline(t)); exit.Err != nil {
 			t.Errorf("Kill: %v", exit.Err)
 		}

@@ -193,7 +193,7 @@ func (g *guest) mountShare(t *testing.T) {
 }
 
 func (g *guest) console() string {
-	return fmt.Sprintf("\nconsole:\n%q", g.machine.Console())
+	return fmt.Sprintf("\nconsole:\n%q", g.machine.Console().Bytes())
 }
 
 // until polls until a condition holds.
@@ -217,7 +217,7 @@ func ended(t *testing.T, m vmm.Machine) vmm.Exit {
 	select {
 	case <-m.Done():
 	case <-time.After(patience):
-		t.Fatalf("the machine did not end; console:\n%q", m.Console())
+		t.Fatalf("the machine did not end; console:\n%q", m.Console().Bytes())
 	}
 	return m.Kill(deadline(t))
 }

@@ -1,0 +1,99 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/seed-efd44b36/kata/internal/printable"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
+)
+
+// podType is the annotation by which the CRI tells what a container is for: the
+// pod itself, of which it is the first, or work in it.
+const podType = "io.kubernetes.cri.container-type"
+
+// maxReason is how much of the reason of an end is shown, in bytes.
+const maxReason = 2000
+
+// target is what a person has named: a sandbox, or one container of it.
+type target struct {
+	sandbox   report.Sandbox
+	container *report.Container // nil: the sandbox
+}
+
+// find finds what a person has named, by an id of a sandbox or container, or the
+// first letters of one.
+func (a *app) find(name string) (target, error) {
+	states, err := report.List(a.conf.Runtime.StateDir)
+	if errors.Is(err, fs.ErrPermission) {
+		return target{}, fmt.Errorf("%w; run it as root", err)
+	}
+	t, ferr := pick(states, name)
+	if ferr != nil {
+		return t, errors.Join(ferr, err)
+	}
+	if !t.sandbox.Alive {
+		return t, fmt.Errorf("sandbox %s has no owner any more: it ended without cleaning up; `kata gc` removes what is left", t.sandbox.ID)
+	}
+	return t, nil
+}
+
+// pick picks among the sandboxes. The container that a sandbox is made for has
+// its id, which means the sandbox.
+func pick(states []report.Sandbox, name string) (target, error) {
+	var found []target
+	var ids []string
+	for _, exact := range []bool{true, false} {
+		match := func(id string) bool {
+			return id == name || !exact && name != "" && strings.HasPrefix(id, name)
+		}
+		for _, st := range states {
+			if match(st.ID) {
+				found, ids = append(found, target{sandbox: st}), append(ids, st.ID)
+			}
+			for i, c := range st.Containers {
+				if match(c.ID) && c.ID != st.ID {
+					found, ids = append(found, target{sandbox: st, container: &st.Containers[i]}), append(ids, c.ID)
+				}
+			}
+		}
+		switch len(found) {
+		case 0:
+		case 1:
+			return found[0], nil
+		default:
+			return target{}, fmt.Errorf("%q is the beginning of several ids: %s", name, strings.Join(ids, ", "))
+		}
+	}
+	return target{}, fmt.Errorf("there is no sandbox or container %q; `kata-runtime list` shows those that there are", name)
+}
+
+// work is the container that is meant where one has to be: of a pod, the only one
+// that runs beside that which stands for the pod.
+func (t target) work() (report.Container, error) {
+	if t.container != nil {
+		return *t.container, nil
+	}
+	var running, ended []string
+	one := -1
+	for i, c := range t.sandbox.Containers {
+		switch {
+		case c.Annotations[podType] == "sandbox":
+		case c.Status == report.Running:
+			one, running = i, append(running, c.ID)
+		case c.Exit != nil && c.Exit.Reason != "":
+			ended = append(ended, fmt.Sprintf("; container %s ended: %s", c.ID, printable.Text(c.Exit.Reason, maxReason)))
+		}
+	}
+	switch len(running) {
+	case 0:
+		slices.Sort(ended)
+		return report.Container{}, fmt.Errorf("no container runs in sandbox %s%s", t.sandbox.ID, strings.Join(slices.Compact(ended), ""))
+	case 1:
+		return t.sandbox.Containers[one], nil
+	}
+	return report.Container{}, fmt.Errorf("sandbox %s has several containers, name one of them: %s", t.sandbox.ID, strings.Join(running, ", "))
+}

@@ -1,0 +1,133 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
+)
+
+func TestPick(t *testing.T) {
+	pause := map[string]string{podType: "sandbox"}
+	states := []report.Sandbox{
+		{ID: "pod1", Containers: []report.Container{
+			{ID: "pod1", Status: report.Running, Annotations: pause}, {ID: "web", Status: report.Running},
+		}},
+		{ID: "pod2", Containers: []report.Container{
+			{ID: "pod2", Status: report.Running, Annotations: pause},
+			{ID: "one", Status: report.Running},
+			{ID: "onely", Status: report.Running},
+		}},
+		{ID: "dead", Containers: []report.Container{
+			{ID: "dead", Status: report.Stopped, Exit: &report.Exit{Reason: "the kernel\npanicked"}},
+		}},
+		{ID: "empty"},
+	}
+	for _, tt := range []struct{ name, want, err string }{
+		{"pod1", "web", ""},
+		{"web", "web", ""},
+		{"w", "web", ""},
+		{"one", "one", ""}, // whole before a beginning
+		{"onel", "onely", ""},
+		{"on", "", `"on" is the beginning of several ids: one, onely`},
+		{"pod", "", `"pod" is the beginning of several ids: pod1, pod2`},
+		{"pod2", "", "sandbox pod2 has several containers, name one of them: one, onely"},
+		{"dead", "", "no container runs in sandbox dead; container dead ended: the kernel panicked"},
+		{"empty", "", "no container runs in sandbox empty"},
+		{"other", "", `there is no sandbox or container "other"; ` + "`kata-runtime list` shows those that there are"},
+		{"", "", `there is no sandbox or container ""; ` + "`kata-runtime list` shows those that there are"},
+	} {
+		target, err := pick(states, tt.name)
+		var c report.Container
+		if err == nil {
+			c, err = target.work()
+		}
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		if c.ID != tt.want || text != tt.err {
+			t.Errorf("%q: got %q, %q; want %q, %q", tt.name, c.ID, text, tt.want, tt.err)
+		}
+	}
+}
+
+func TestExecProcess(t *testing.T) {
+	dir := t.TempDir()
+	config := `{"ociVersion":"1.2.0","process":{"args":["init"],"cwd":"/work","env":["A=b"],"terminal":true,` +
+		`"consoleSize":{"height":1,"width":2},"user":{"uid":1,"gid":2,"additionalGids":[3]}},"root":{"path":"rootfs"},"linux":{}}`
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	own := specs.User{UID: 1, GID: 2, AdditionalGids: []uint32{3}}
+	for _, tt := range []struct {
+		name string
+		fl   execFlags
+		want specs.Process
+	}{
+		{"plain", execFlags{}, specs.Process{Env: []string{"A=b"}, User: own}},
+		{"terminal", execFlags{tty: true}, specs.Process{Terminal: true, Env: []string{"A=b", "TERM=xterm"}, User: own}},
+		{"user", execFlags{user: "7"}, specs.Process{Env: []string{"A=b"}, User: specs.User{UID: 7}}},
+		{"user and group", execFlags{user: "7:8"}, specs.Process{Env: []string{"A=b"}, User: specs.User{UID: 7, GID: 8}}},
+	} {
+		tt.want.Args, tt.want.Cwd = []string{"sh"}, "/work"
+		got, err := execProcess(dir, []string{"sh"}, tt.fl)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(&tt.want, got); d != "" {
+			t.Errorf("%s: -want +got:\n%s", tt.name, d)
+		}
+	}
+	for _, user := range []string{"root", "7:", ":8", "-1", "4294967296"} {
+		if _, err := execProcess(dir, []string{"sh"}, execFlags{user: user}); err == nil {
+			t.Errorf("user %q: no error", user)
+		}
+	}
+}
+
+// TestShow prints pieces of lines that a guest has written.
+func TestShow(t *testing.T) {
+	pieces := []string{"\x1bc\x1b[?7lfirst", "\r\nsec", "ond\a\n\n", "end"}
+	var out bytes.Buffer
+	err := show(t.Context(), &out, true, func(context.Context) ([]byte, bool, error) {
+		p := pieces[0]
+		pieces = pieces[1:]
+		return []byte(p), len(pieces) == 0, nil
+	})
+	if want := "first\nsecond\n\nend\n"; err != nil || out.String() != want {
+		t.Errorf("got %q, %v; want %q", out.String(), err, want)
+	}
+	out.Reset()
+	long := strings.Repeat("x", 3*maxLine)
+	err = show(t.Context(), &out, false, func(context.Context) ([]byte, bool, error) { return []byte(long), false, nil })
+	if err != nil || out.Len() < maxLine || out.Len() > maxLine+10 {
+		t.Errorf("a line without an end: %d bytes, %v", out.Len(), err)
+	}
+}
+
+func TestLastLines(t *testing.T) {
+	for _, tt := range []struct {
+		text string
+		n    int
+		want string
+	}{
+		{"a\nb\nc\n", 2, "b\nc\n"},
+		{"a\nb\nc", 2, "b\nc"},
+		{"a\nb\n", 9, "a\nb\n"},
+		{"a\n", 1, "a\n"},
+		{"a\n\n", 1, "\n"},
+		{"a\n", 0, ""},
+		{"", 3, ""},
+	} {
+		if got := string(lastLines([]byte(tt.text), tt.n)); got != tt.want {
+			t.Errorf("%d of %q: got %q, want %q", tt.n, tt.text, got, tt.want)
+		}
+	}
+}
