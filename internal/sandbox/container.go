@@ -166,11 +166,9 @@ func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
 		return err
 	}
 	for _, b := range plan.Binds {
-		v, err := c.s.share.AddVolume(ctx, c.id, b)
-		if err != nil {
+		if err := c.s.share.AddBind(ctx, c.id, b); err != nil {
 			return err
 		}
-		plan.Locate(b, v.Path, v.Split)
 	}
 	return nil
 }

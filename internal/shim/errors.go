@@ -40,3 +40,13 @@ func refuse(err error) error {
 	}
 	return status.Error(code, err.Error())
 }
+
+// refuseCreate is refuse for Create: at Unimplemented containerd asks again in
+// an older version of the API, and would show what that came to.
+func refuseCreate(err error) error {
+	err = refuse(err)
+	if s, ok := status.FromError(err); ok && s.Code() == codes.Unimplemented {
+		return status.Error(codes.InvalidArgument, s.Message())
+	}
+	return err
+}

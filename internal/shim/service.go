@@ -193,13 +193,29 @@ func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 	c, err := s.create(ctx, r)
 	s.set(r.GetID(), c)
 	if err != nil {
-		return nil, refuse(err)
+		return nil, refuseCreate(err)
 	}
 	return &task.CreateTaskResponse{Pid: c.pid}, nil
 }
 
+// check tells whether a sandbox can run its first container.
+func check(id, bundle string) error {
+	sp, err := spec.Load(bundle)
+	if err != nil {
+		return fmt.Errorf("create container %s: %w", id, err)
+	}
+	if _, err := spec.Translate(sp, spec.Options{ID: id, SandboxID: id, Bundle: bundle}); err != nil {
+		return fmt.Errorf("create container %s: %w", id, err)
+	}
+	return nil
+}
+
 func (s *service) create(ctx context.Context, r *task.CreateTaskRequest) (*ctr, error) {
 	if r.GetID() == s.id {
+		// What is refused anyway is refused before a machine is started for it.
+		if err := check(r.GetID(), r.GetBundle()); err != nil {
+			return nil, err
+		}
 		if err := s.boot(ctx, r.GetBundle()); err != nil {
 			return nil, err
 		}

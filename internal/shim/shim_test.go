@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -74,6 +75,7 @@ type served struct {
 	containerd *containerd
 	client     task.TTRPCTaskService
 	old        taskv2.TTRPCTaskService
+	opened     atomic.Bool   // it has begun to make a sandbox
 	ended      chan struct{} // closed when the shim has ended
 	stop       func()
 }
@@ -112,12 +114,11 @@ func serveShim(t *testing.T, faults map[string]sandboxtest.Fault) *served {
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	opened := false
 	svc := &service{
 		namespace: "test", id: "c", mounts: mounts, log: log, stop: stop, tasks: map[string]*ctr{},
 		events: newPublisher(scheme+filepath.Join(s.Dir, "events"), "test", log),
 		open: func(context.Context) (*sandbox.Sandbox, *slog.Logger, error) {
-			opened = true
+			s.opened.Store(true)
 			sb, err := sandbox.New(s.Options)
 			return sb, log, err
 		},
@@ -144,7 +145,7 @@ func serveShim(t *testing.T, faults map[string]sandboxtest.Fault) *served {
 		_ = l.Close()
 		serving.Wait()
 		_ = mounts.Close()
-		if !opened {
+		if !s.opened.Load() {
 			_ = s.Options.HostMounts.Close()
 		}
 	})
@@ -457,17 +458,30 @@ func TestEndDuringBoot(t *testing.T) {
 	}
 }
 
-func TestHostNetworkIsRefused(t *testing.T) {
+// TestRefusedAtOnce: what a virtual machine cannot do is named, with a code at
+// which containerd does not ask again, and before a machine is started.
+func TestRefusedAtOnce(t *testing.T) {
 	t.Parallel()
-	s := serveShim(t, nil)
-	err := s.create(t, "c", func(sp *specs.Spec) {
-		sp.Linux.Namespaces = slices.DeleteFunc(sp.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
-			return ns.Type == specs.NetworkNamespace
+	for typ, want := range map[specs.LinuxNamespaceType]string{
+		specs.NetworkNamespace: "host's network",
+		specs.PIDNamespace:     "host's processes",
+	} {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			s := serveShim(t, nil)
+			err := s.create(t, "c", func(sp *specs.Spec) {
+				sp.Linux.Namespaces = slices.DeleteFunc(sp.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
+					return ns.Type == typ
+				})
+			})
+			wantCode(t, "create", err, codes.InvalidArgument)
+			if err != nil && !strings.Contains(err.Error(), want) {
+				t.Errorf("the error does not name it: %v", err)
+			}
+			if s.opened.Load() {
+				t.Error("a sandbox was made for it")
+			}
 		})
-	})
-	wantCode(t, "host network", err, codes.Unimplemented)
-	if err != nil && !strings.Contains(err.Error(), "host's network") {
-		t.Errorf("the error does not name it: %v", err)
 	}
 }
 
