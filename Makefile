@@ -25,7 +25,7 @@ PROTOC_GEN_GO  := v1.36.12
 PROTOC_GEN_RPC := v1.2.10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-unit test-e2e race lint lint-if-built fuzz soak bench lab kernel protos install uninstall clean
+.PHONY: help setup build demo test test-unit test-e2e race lint lint-if-built fuzz soak suites bench lab kernel protos install uninstall clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ fuzz: ## run each fuzz test for FUZZTIME (10s)
 soak: build ## run a hundred containers and two hundred pods one after the other
 	KATA_LONG=1 KATA_BIN=$(CURDIR)/bin $(GO) test -tags integration -count=1 -timeout 60m -run TestManyInARow -v ./test/e2e
 	KATA_LONG=1 KATA_BIN=$(CURDIR)/bin $(GO) test -tags integration -count=1 -timeout 120m -run TestManyPods -v ./test/containerd
+
+suites: setup build ## run containerd's own test suites with runc and kata (an hour)
+	KATA_BIN=$(CURDIR)/bin $(GO) run ./test/suites $(SUITES)
 
 bench: setup build ## measure start, exec, memory and throughput, with runc beside
 	KATA_BIN=$(CURDIR)/bin $(GO) run ./test/bench
