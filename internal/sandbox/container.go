@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"sync"
 	"time"
@@ -88,8 +89,14 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
 	}
+	s.mu.Lock()
+	pod := s.pod
+	s.mu.Unlock()
+	if pod != nil {
+		pod.complete(sp)
+	}
 	plan, err := spec.Translate(sp, spec.Options{
-		ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members(), OnTmpfs: s.share.OnTmpfs,
+		ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members(), Pod: pod != nil, OnTmpfs: s.share.OnTmpfs,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
@@ -154,6 +161,19 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	return c, nil
 }
 
+// complete adds to a container's spec what it has of the pod.
+func (p *Pod) complete(sp *specs.Spec) {
+	for _, m := range p.Mounts {
+		if slices.ContainsFunc(sp.Mounts, func(own specs.Mount) bool { return path.Clean(own.Destination) == m.Destination }) {
+			continue
+		}
+		if sp.Root != nil && sp.Root.Readonly {
+			m.Options = append(slices.Clone(m.Options), "ro")
+		}
+		sp.Mounts = append(sp.Mounts, m)
+	}
+}
+
 // fillShare makes the container's root file system and its bind mounts appear
 // in the shared directory.
 func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
@@ -166,11 +186,9 @@ func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
 		return err
 	}
 	for _, b := range plan.Binds {
-		v, err := c.s.share.AddVolume(ctx, c.id, b)
-		if err != nil {
+		if err := c.s.share.AddBind(ctx, c.id, b); err != nil {
 			return err
 		}
-		plan.Locate(b, v.Path, v.Split)
 	}
 	return nil
 }

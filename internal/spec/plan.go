@@ -1,9 +1,6 @@
 package spec
 
 import (
-	"path"
-	"slices"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -24,6 +21,9 @@ type Options struct {
 	// Members are the ids of the containers that the sandbox has already, the
 	// oldest first.
 	Members []string
+	// Pod: the sandbox itself has the namespaces that its containers share, and
+	// no container of it.
+	Pod bool
 	// OnTmpfs tells whether a path of the host is on a tmpfs: a bind mount of
 	// one named "shm" onto /dev/shm is the memory that an engine gives its
 	// containers to share, and becomes the guest's. Nil: no path is.
@@ -38,10 +38,10 @@ type Plan struct {
 	Rootfs string
 	// RootReadonly: the container must not write to it.
 	RootReadonly bool
-	// Binds are to be shown to the guest, which is told by Locate where each
-	// is.
+	// Binds are to be shown to the guest, in order of their Index.
 	Binds []Bind
-	// Join maps a namespace type to the container whose namespace is joined.
+	// Join maps a namespace type to the container whose namespace is joined,
+	// empty for the sandbox's own.
 	Join map[string]string
 	// NetNS is the path of the network namespace that is given, empty when
 	// the spec asks for a new one.
@@ -58,30 +58,16 @@ type Plan struct {
 // Bind is a bind mount of the spec that the host shows to the guest in the
 // shared directory.
 type Bind struct {
-	// Mount is its index in the guest's mounts.
-	Mount int
+	// Index numbers the container's bind mounts from 0, without gaps. The
+	// guest finds it by that.
+	Index int
 	// Source is an absolute path on the host, Destination an absolute path
 	// in the container.
 	Source, Destination string
-	// ReadOnly: the mount itself is. ReadOnlyBelow: all mounts below it are.
-	ReadOnly, ReadOnlyBelow bool
+	// ReadOnly binds are so with all mounts below them.
+	ReadOnly bool
 	// Recursive binds show what is mounted below the source, too.
 	Recursive bool
-	// Slave binds also show what is mounted there later.
-	Slave bool
-}
-
-// Locate tells the guest where it finds the source of a bind, by a path in the
-// shared directory. split: below the source are mounts that are not read-only
-// as it is.
-func (p *Plan) Locate(b Bind, name string, split bool) {
-	m := &p.Guest.Mounts[b.Mount]
-	m.Source = path.Join(GuestShared, name)
-	if split {
-		// In the guest what is mounted below comes to be when it is looked at,
-		// with the attributes of what it is below. The host knows them apart.
-		m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" })
-	}
 }
 
 // Hooks are those of the spec that run in the host's namespaces.
