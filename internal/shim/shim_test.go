@@ -15,6 +15,7 @@ import (
 	"time"
 
 	events "github.com/containerd/containerd/api/events"
+	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	forward "github.com/containerd/containerd/api/services/ttrpc/events/v1"
@@ -25,6 +26,7 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/sandbox/sandboxtest"
+	"github.com/seed-efd44b36/kata/internal/shim/controller"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -75,7 +77,9 @@ type served struct {
 	containerd *containerd
 	client     task.TTRPCTaskService
 	old        taskv2.TTRPCTaskService
-	opened     atomic.Bool   // it has begun to make a sandbox
+	opened     atomic.Bool // it has begun to make a sandbox
+	sandboxes  api.TTRPCSandboxService
+	conn       *ttrpc.Client
 	ended      chan struct{} // closed when the shim has ended
 	stop       func()
 }
@@ -123,6 +127,7 @@ func serveShim(t *testing.T, faults map[string]sandboxtest.Fault) *served {
 			return sb, log, err
 		},
 	}
+	svc.pod = controller.New("c", machine{svc})
 	socket := listenAt(t, filepath.Join(s.Dir, "shim"))
 	serving.Go(func() {
 		defer close(s.ended)
@@ -137,6 +142,7 @@ func serveShim(t *testing.T, faults map[string]sandboxtest.Fault) *served {
 	}
 	client := ttrpc.NewClient(conn)
 	s.client, s.old = task.NewTTRPCTaskClient(client), taskv2.NewTTRPCTaskClient(client)
+	s.conn, s.sandboxes = client, api.NewTTRPCSandboxClient(client)
 	t.Cleanup(func() {
 		_ = client.Close()
 		stop()
@@ -212,6 +218,7 @@ func (s *served) shutdown(t *testing.T) {
 	if _, err := s.client.Shutdown(t.Context(), &task.ShutdownRequest{ID: "c"}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
 		t.Error(err)
 	}
+	_ = s.conn.Close()
 	select {
 	case <-s.ended:
 	case <-time.After(20 * time.Second):
@@ -426,6 +433,7 @@ func TestEndDuringBoot(t *testing.T) {
 			if err != nil && !errors.Is(err, ttrpc.ErrClosed) {
 				t.Error(err)
 			}
+			_ = s.conn.Close()
 		},
 		"signal": func(s *served, _ *testing.T) { s.stop() },
 	} {
