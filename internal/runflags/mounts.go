@@ -118,7 +118,7 @@ func (f *Flags) mounts(in Input, p *Plan) error {
 func bind(source, target string, readonly bool) specs.Mount {
 	m := specs.Mount{Destination: target, Type: "bind", Source: source, Options: []string{"rbind", "rprivate"}}
 	if readonly {
-		m.Options = append(m.Options, "ro")
+		m.Options = append(m.Options, "rro")
 	}
 	return m
 }

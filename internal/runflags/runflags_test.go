@@ -277,7 +277,7 @@ func TestMounts(t *testing.T) {
 		order = append(order, m.Destination)
 	}
 	for target, want := range map[string]specs.Mount{
-		"/data":      {Type: "bind", Source: host, Options: []string{"rbind", "rprivate", "ro"}},
+		"/data":      {Type: "bind", Source: host, Options: []string{"rbind", "rprivate", "rro"}},
 		"/later":     {Type: "bind", Source: missing, Options: []string{"rbind", "rprivate"}},
 		"/named":     {Type: "bind", Source: "/var/volumes/named/_data", Options: []string{"rbind", "rprivate"}},
 		"/run":       {Type: "tmpfs", Source: "tmpfs", Options: []string{"noexec", "nosuid", "nodev"}},

@@ -186,9 +186,11 @@ func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
 		return err
 	}
 	for _, b := range plan.Binds {
-		if err := c.s.share.AddBind(ctx, c.id, b); err != nil {
+		v, err := c.s.share.AddVolume(ctx, c.id, b)
+		if err != nil {
 			return err
 		}
+		plan.Locate(b, v.Path, v.Split)
 	}
 	return nil
 }

@@ -102,7 +102,7 @@ func (d *Dir) openSource(path string, recursive bool) (int, error) {
 }
 
 // OnTmpfs tells whether a path of the host is on a tmpfs. One that cannot be
-// looked at is not: AddBind tells why.
+// looked at is not: AddVolume tells why.
 func (d *Dir) OnTmpfs(path string) bool {
 	var st unix.Statfs_t
 	_, err := d.onHost(func() (int, error) { return 0, unix.Statfs(path, &st) })

@@ -55,13 +55,13 @@ func TestServe(t *testing.T) {
 	// What is mounted from now on must arrive in the daemon's own namespace.
 	src := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(src, "file"), []byte("text"), 0o600))
-	must(t, d.AddBind(t.Context(), "c", spec.Bind{Source: src, ReadOnly: true}))
+	addVolume(t, d, "c", spec.Bind{Source: src, ReadOnly: true})
 	worker := sandboxed(t, pids[0], d.Path())
 	root := fmt.Sprintf("/proc/%d/root", worker)
-	if b, err := os.ReadFile(root + "/c/mounts/0/file"); err != nil || string(b) != "text" {
+	if b, err := os.ReadFile(root + "/.volumes/0/file"); err != nil || string(b) != "text" {
 		t.Errorf("file in the daemon's view: %q, %v", b, err)
 	}
-	for _, p := range []string{root + "/new", root + "/c/mounts/0/new"} {
+	for _, p := range []string{root + "/new", root + "/.volumes/0/new"} {
 		if err := os.WriteFile(p, nil, 0o600); err == nil {
 			t.Errorf("%s can be written in the daemon's view", p)
 		}

@@ -6,7 +6,10 @@
 // Below it each container has
 //
 //	ID/rootfs     its root file system
-//	ID/mounts/N   its Nth bind mount, a directory or a file
+//
+// and beside them are the volumes of all containers, directories or files:
+//
+//	.volumes/N    what one or several containers have mounted
 //
 // The guest is hostile: it may do to the file server whatever the protocol
 // allows. So the mounted tmpfs is read-only; directories are made in it through
@@ -16,7 +19,7 @@
 // node or a link, is dead matter for a process of the host that opens it. And
 // what is to be read-only is so by its mount here, not by the guest's will.
 //
-// Life cycle: Prepare -> AddRootfs, AddBind, Remove (any number) -> Close.
+// Life cycle: Prepare -> AddRootfs, AddVolume, Remove (any number) -> Close.
 // Needs Linux 5.14 (mount_setattr with nosymfollow).
 package share
 
@@ -27,12 +30,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/cleanup"
-	"github.com/seed-efd44b36/kata/internal/spec"
 	"golang.org/x/sys/unix"
 )
 
@@ -40,10 +41,11 @@ import (
 // with a guest.
 var ErrUnsupported = errors.New("cannot be shared with a virtual machine")
 
-// The names below a container's directory.
 const (
+	// rootfsName is a name below a container's directory.
 	rootfsName = "rootfs"
-	mountsName = "mounts"
+	// volumesName is no container's id.
+	volumesName = ".volumes"
 )
 
 // lifeless are the attributes of every mount that the guest can reach.
@@ -65,6 +67,8 @@ type Dir struct {
 	server *os.File
 	// virtiofs tells the guest's mount type apart from 9p.
 	virtiofs bool
+
+	volumes volumes
 }
 
 // Prepare mounts the shared directory at dir, which it makes. host is the mount
@@ -94,7 +98,7 @@ func Prepare(dir string, host *os.File) (_ *Dir, err error) {
 	if err := attach(mnt, at); err != nil {
 		return nil, err
 	}
-	d := &Dir{path: dir, host: host}
+	d := &Dir{path: dir, host: host, volumes: volumes{of: map[source]*volume{}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -164,7 +168,10 @@ func (d *Dir) AddRootfs(ctx context.Context, container, path string, mounts []Mo
 		return fmt.Errorf("share rootfs of %s: %w", container, err)
 	}
 	defer unix.Close(tree)
-	if err := d.add(container, rootfsName, tree, unix.S_IFDIR); err != nil {
+	if err := checkName(container); err != nil {
+		return fmt.Errorf("share rootfs: %w", err)
+	}
+	if err := d.add(filepath.Join(container, rootfsName), tree, unix.S_IFDIR, unix.MS_PRIVATE); err != nil {
 		return fmt.Errorf("share rootfs of %s: %w", container, err)
 	}
 	return nil
@@ -195,39 +202,9 @@ func (d *Dir) protect(container string) error {
 	if err := setAttr(fd, unix.MOUNT_ATTR_RDONLY, unix.AT_RECURSIVE, 0); err != nil {
 		return err
 	}
-	return d.protectCopy(fd, filepath.Join(container, rootfsName))
-}
-
-// AddBind shows a bind mount of a container. Its source, whose links are
-// followed, must be a directory or a regular file: anything else, such as a
-// device, a socket or a pipe, has no meaning in another kernel, and the error
-// wraps ErrUnsupported. On error call Remove.
-func (d *Dir) AddBind(ctx context.Context, container string, b spec.Bind) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("share %s: %w", b.Source, err)
-	}
-	tree, err := d.openSource(b.Source, b.Recursive)
-	if err != nil {
-		return fmt.Errorf("share %s: %w", b.Source, err)
-	}
-	defer unix.Close(tree)
-	if err := d.addBind(container, b, tree); err != nil {
-		return fmt.Errorf("share %s: %w", b.Source, err)
-	}
-	return nil
-}
-
-func (d *Dir) addBind(container string, b spec.Bind, tree int) error {
-	kind, err := fileKind(tree)
-	if err != nil {
-		return err
-	}
-	if b.ReadOnly {
-		if err := setAttr(tree, unix.MOUNT_ATTR_RDONLY, unix.AT_RECURSIVE, 0); err != nil {
-			return err
-		}
-	}
-	return d.add(container, filepath.Join(mountsName, strconv.Itoa(b.Index)), tree, kind)
+	return d.inServer(fd, filepath.Join(container, rootfsName), func(fd int) error {
+		return setAttr(fd, unix.MOUNT_ATTR_RDONLY, unix.AT_RECURSIVE, 0)
+	})
 }
 
 // fileKind tells what is mounted: S_IFDIR or S_IFREG, all else is an error.
@@ -252,9 +229,9 @@ func fileKind(fd int) (uint32, error) {
 	return 0, fmt.Errorf("it is %s, which %w", what, ErrUnsupported)
 }
 
-// add attaches the tree, a mount of the given kind, at name in the container's
+// add attaches the tree, a mount of the given kind, at path in the shared
 // directory.
-func (d *Dir) add(container, name string, tree int, kind uint32) error {
+func (d *Dir) add(path string, tree int, kind uint32, propagation uint64) error {
 	got, err := fileKind(tree)
 	if err != nil {
 		return err
@@ -262,11 +239,10 @@ func (d *Dir) add(container, name string, tree int, kind uint32) error {
 	if got != kind {
 		return errors.New("it is not a directory")
 	}
-	if err := setAttr(tree, lifeless, unix.AT_RECURSIVE, unix.MS_PRIVATE); err != nil {
+	if err := setAttr(tree, lifeless, unix.AT_RECURSIVE, propagation); err != nil {
 		return err
 	}
-	path, err := d.makePoint(container, name, kind)
-	if err != nil {
+	if err := d.makePoint(path, kind); err != nil {
 		return fmt.Errorf("make mount point: %w", err)
 	}
 	at, err := unix.Openat2(int(d.root.Fd()), path, &unix.OpenHow{
@@ -282,20 +258,15 @@ func (d *Dir) add(container, name string, tree int, kind uint32) error {
 	return attach(tree, at)
 }
 
-// makePoint makes the mount point on the writable side and returns its path in
-// the shared directory.
-func (d *Dir) makePoint(container, name string, kind uint32) (string, error) {
-	if err := checkName(container); err != nil {
-		return "", err
-	}
-	path := filepath.Join(container, name)
+// makePoint makes the mount point on the writable side.
+func (d *Dir) makePoint(path string, kind uint32) error {
 	rw := int(d.rw.Fd())
 	for i, c := range path {
 		if c != '/' {
 			continue
 		}
 		if err := unix.Mkdirat(rw, path[:i], 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
-			return "", err
+			return err
 		}
 	}
 	if kind == unix.S_IFDIR {
@@ -303,13 +274,13 @@ func (d *Dir) makePoint(container, name string, kind uint32) (string, error) {
 		if errors.Is(err, unix.EEXIST) {
 			err = nil
 		}
-		return path, err
+		return err
 	}
 	fd, err := unix.Openat(rw, path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
 	if err != nil {
-		return "", err
+		return err
 	}
-	return path, unix.Close(fd)
+	return unix.Close(fd)
 }
 
 // checkName tells whether a container's id can be a directory here.
@@ -333,13 +304,13 @@ func (d *Dir) openContainer(container string) (int, error) {
 // and nothing else: what was mounted is not looked into. A container that has
 // nothing there is no error.
 func (d *Dir) Remove(container string) error {
-	if err := d.remove(container); err != nil {
+	if err := errors.Join(d.removeRootfs(container), d.removeVolumes(container)); err != nil {
 		return fmt.Errorf("unshare %s: %w", container, err)
 	}
 	return nil
 }
 
-func (d *Dir) remove(container string) error {
+func (d *Dir) removeRootfs(container string) error {
 	c, err := d.openContainer(container)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
@@ -348,45 +319,21 @@ func (d *Dir) remove(container string) error {
 		return err
 	}
 	defer unix.Close(c)
-	// The names come from the writable side, where nothing is mounted.
-	points := []string{rootfsName}
-	names, err := d.readNames(filepath.Join(container, mountsName))
-	if err != nil {
+	if err := cleanup.Unmount(fmt.Sprintf("/proc/self/fd/%d/%s", c, rootfsName)); err != nil {
 		return err
 	}
-	for _, n := range names {
-		points = append(points, filepath.Join(mountsName, n))
-	}
-	var errs []error
-	for _, p := range points {
-		if err := cleanup.Unmount(fmt.Sprintf("/proc/self/fd/%d/%s", c, p)); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
-	}
+	return d.removePoint(container)
+}
+
+// removePoint removes mount points, on the writable side, where nothing is
+// mounted.
+func (d *Dir) removePoint(path string) error {
 	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", d.rw.Fd()))
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	return root.RemoveAll(container)
-}
-
-func (d *Dir) readNames(path string) ([]string, error) {
-	fd, err := unix.Openat2(int(d.rw.Fd()), path, &unix.OpenHow{
-		Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: resolveOwn,
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", path, err)
-	}
-	f := os.NewFile(uintptr(fd), path)
-	defer f.Close()
-	return f.Readdirnames(-1)
+	return root.RemoveAll(path)
 }
 
 // Close unmounts the shared directory with all that is in it, and removes the

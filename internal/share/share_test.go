@@ -51,6 +51,13 @@ func prepare(t *testing.T) *Dir {
 	return d
 }
 
+func addVolume(t *testing.T, d *Dir, container string, b spec.Bind) string {
+	t.Helper()
+	v, err := d.AddVolume(t.Context(), container, b)
+	must(t, err)
+	return v.Path
+}
+
 func hostNS(t *testing.T) *os.File {
 	t.Helper()
 	fd, err := unix.FcntlInt(3, unix.F_DUPFD_CLOEXEC, 10)
@@ -64,7 +71,7 @@ func TestGuestCannotTouchTheDirectoryItself(t *testing.T) {
 	d := prepare(t)
 	src := t.TempDir()
 	must(t, d.AddRootfs(t.Context(), "c", src, nil, false))
-	for _, path := range []string{"new", "c/new", "c/mounts"} {
+	for _, path := range []string{"new", "c/new", ".volumes"} {
 		if err := os.Mkdir(filepath.Join(d.Path(), path), 0o755); !errors.Is(err, unix.EROFS) {
 			t.Errorf("mkdir %s in the shared directory: got %v, want EROFS", path, err)
 		}
@@ -95,8 +102,8 @@ func TestWhatAGuestMakesIsDead(t *testing.T) {
 	must(t, unix.Mknod(filepath.Join(src, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
 	must(t, os.Symlink("/etc/passwd", filepath.Join(src, "link")))
 	must(t, d.AddRootfs(t.Context(), "c", src, nil, false))
-	must(t, d.AddBind(t.Context(), "c", spec.Bind{Source: src}))
-	for _, at := range []string{"c/rootfs", "c/mounts/0"} {
+	addVolume(t, d, "c", spec.Bind{Source: src})
+	for _, at := range []string{"c/rootfs", ".volumes/0"} {
 		if _, err := os.ReadFile(filepath.Join(d.Path(), at, "null")); !errors.Is(err, unix.EACCES) {
 			t.Errorf("open of a device in %s: got %v, want EACCES", at, err)
 		}
@@ -119,7 +126,7 @@ func TestReadOnlyReachesEveryMount(t *testing.T) {
 	src := t.TempDir()
 	sub := filepath.Join(src, "sub")
 	must(t, os.Mkdir(sub, 0o755))
-	mountTmpfs(t, sub, nil)
+	mountTmpfs(t, sub, hostNS(t))
 	writable := func(path string) error {
 		f, err := os.OpenFile(filepath.Join(d.Path(), path, "f"), os.O_WRONLY|os.O_CREATE, 0o600)
 		if err != nil {
@@ -127,14 +134,16 @@ func TestReadOnlyReachesEveryMount(t *testing.T) {
 		}
 		return f.Close()
 	}
-	must(t, d.AddBind(t.Context(), "c", spec.Bind{Index: 0, Source: src, Recursive: true, ReadOnly: true}))
-	must(t, d.AddBind(t.Context(), "c", spec.Bind{Index: 1, Source: src, Recursive: true}))
-	must(t, d.AddBind(t.Context(), "c", spec.Bind{Index: 2, Source: src, ReadOnly: true}))
+	addVolume(t, d, "c", spec.Bind{Source: src, Recursive: true, ReadOnly: true, ReadOnlyBelow: true})
+	addVolume(t, d, "c", spec.Bind{Source: src, Recursive: true})
+	addVolume(t, d, "c", spec.Bind{Source: src, ReadOnly: true})
+	addVolume(t, d, "c", spec.Bind{Source: src, Recursive: true, ReadOnly: true})
 	must(t, d.AddRootfs(t.Context(), "c", src, nil, false))
 	for path, want := range map[string]error{
-		"c/mounts/0": unix.EROFS, "c/mounts/0/sub": unix.EROFS,
-		"c/mounts/1": nil, "c/mounts/1/sub": nil,
-		"c/mounts/2": unix.EROFS, "c/mounts/2/sub": unix.EROFS,
+		".volumes/0": unix.EROFS, ".volumes/0/sub": unix.EROFS,
+		".volumes/1": nil, ".volumes/1/sub": nil,
+		".volumes/2": unix.EROFS, ".volumes/2/sub": unix.EROFS,
+		".volumes/3": unix.EROFS, ".volumes/3/sub": nil,
 		"c/rootfs": nil, "c/rootfs/sub": nil,
 	} {
 		if err := writable(path); !errors.Is(err, want) {
@@ -149,6 +158,103 @@ func TestReadOnlyReachesEveryMount(t *testing.T) {
 	}
 	// The host itself can still write.
 	must(t, os.WriteFile(filepath.Join(src, "host"), nil, 0o600))
+}
+
+// TestContainersShareVolumes: what two containers mount is one volume, for the
+// sake of sockets and locks, as long as it can be one.
+func TestContainersShareVolumes(t *testing.T) {
+	d := prepare(t)
+	src := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(src, "sub"), 0o755))
+	must(t, os.Symlink(src, filepath.Join(src, "link")))
+	writable := func(path string) bool {
+		t.Helper()
+		err := os.WriteFile(filepath.Join(d.Path(), path, "f"), nil, 0o600)
+		if err != nil && !errors.Is(err, unix.EROFS) {
+			t.Error(err)
+		}
+		return err == nil
+	}
+	first := addVolume(t, d, "a", spec.Bind{Source: src, Recursive: true, ReadOnly: true})
+	if writable(first) {
+		t.Error("a read-only volume can be written to")
+	}
+	second := addVolume(t, d, "b", spec.Bind{Source: filepath.Join(src, "link"), Recursive: true})
+	if first != second || !writable(first) {
+		t.Errorf("volumes of one source: %s and %s; writable: %v", first, second, writable(first))
+	}
+	for name, b := range map[string]spec.Bind{
+		"another directory":        {Source: filepath.Join(src, "sub"), Recursive: true},
+		"read-only below":          {Source: src, Recursive: true, ReadOnly: true, ReadOnlyBelow: true},
+		"that later mounts are in": {Source: src, Recursive: true, Slave: true},
+	} {
+		if got := addVolume(t, d, "c", b); got == first {
+			t.Errorf("%s is the same volume", name)
+		}
+	}
+	must(t, d.Remove("a"))
+	if !writable(second) {
+		t.Error("it is gone with one of two containers")
+	}
+	must(t, d.Remove("b"))
+	must(t, d.Remove("c"))
+	if left, err := os.ReadDir(filepath.Join(d.Path(), volumesName)); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+
+	// With a file system below, each container has its own view of what is
+	// read-only, since the guest cannot tell.
+	mountTmpfs(t, filepath.Join(src, "sub"), hostNS(t))
+	v, err := d.AddVolume(t.Context(), "a", spec.Bind{Source: src, Recursive: true, ReadOnly: true})
+	must(t, err)
+	if other := addVolume(t, d, "b", spec.Bind{Source: src, Recursive: true}); other == v.Path || !v.Split {
+		t.Errorf("%+v and %s of a directory with a file system below", v, other)
+	}
+	if writable(v.Path) || !writable(filepath.Join(v.Path, "sub")) {
+		t.Error("read-only is not the volume without what is below it")
+	}
+}
+
+// TestLaterMounts: a slave shows what is mounted on the host later, a private
+// bind does not.
+func TestLaterMounts(t *testing.T) {
+	d := prepare(t)
+	src := t.TempDir()
+	sub := filepath.Join(src, "sub")
+	must(t, os.Mkdir(sub, 0o755))
+	host := hostNS(t)
+	onHost := func(f func() error) {
+		t.Helper()
+		_, err := (&Dir{host: host}).onHost(func() (int, error) { return 0, f() })
+		must(t, err)
+	}
+	onHost(func() error {
+		return errors.Join(unix.Mount(src, src, "", unix.MS_BIND, ""), unix.Mount("", src, "", unix.MS_SHARED, ""))
+	})
+	t.Cleanup(func() { onHost(func() error { return unix.Unmount(src, unix.MNT_DETACH) }) })
+	addVolume(t, d, "c", spec.Bind{Source: src, Recursive: true, Slave: true})
+	addVolume(t, d, "c", spec.Bind{Source: src, Recursive: true})
+	mountTmpfs(t, sub, host)
+	seen := func(index string) bool {
+		var fs unix.Statfs_t
+		must(t, unix.Statfs(filepath.Join(d.Path(), ".volumes", index, "sub"), &fs))
+		return fs.Blocks*uint64(fs.Bsize) == 64<<10
+	}
+	if !seen("0") || seen("1") {
+		t.Errorf("seen in the slave: %v, in the private one: %v", seen("0"), seen("1"))
+	}
+	// The guest's mounts, were it to make any, are not for the host.
+	must(t, unix.Mount("tmpfs", filepath.Join(d.Path(), ".volumes/0/sub"), "tmpfs", 0, "size=128k"))
+	onHost(func() error {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(sub, &fs); err != nil {
+			return err
+		}
+		if fs.Blocks*uint64(fs.Bsize) != 64<<10 {
+			t.Error("a mount came back to the host")
+		}
+		return nil
+	})
 }
 
 // mountTmpfs mounts a tmpfs in the host's namespace or, with ns nil, our own.
@@ -175,8 +281,8 @@ func TestSourcesAreTheHosts(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(src, "on-the-host")); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("the test's own namespace sees the host's mount: %v", err)
 	}
-	must(t, d.AddBind(t.Context(), "c", spec.Bind{Source: src}))
-	if _, err := os.Stat(filepath.Join(d.Path(), "c/mounts/0/on-the-host")); err != nil {
+	addVolume(t, d, "c", spec.Bind{Source: src})
+	if _, err := os.Stat(filepath.Join(d.Path(), ".volumes/0/on-the-host")); err != nil {
 		t.Error(err)
 	}
 	if self, err := os.Readlink("/proc/thread-self/ns/mnt"); err != nil || self == readlink(t, fmt.Sprintf("/proc/self/fd/%d", d.host.Fd())) {
@@ -210,9 +316,8 @@ func TestBindOfAFile(t *testing.T) {
 	file := filepath.Join(dir, "file")
 	must(t, os.WriteFile(file, []byte("text"), 0o600))
 	must(t, os.Symlink("file", filepath.Join(dir, "link")))
-	for i, source := range []string{"file", "link"} {
-		must(t, d.AddBind(t.Context(), "c", spec.Bind{Index: i, Source: filepath.Join(dir, source), ReadOnly: true}))
-		path := filepath.Join(d.Path(), "c/mounts", fmt.Sprint(i))
+	for _, source := range []string{"file", "link"} {
+		path := filepath.Join(d.Path(), addVolume(t, d, "c", spec.Bind{Source: filepath.Join(dir, source), ReadOnly: true}))
 		if b, err := os.ReadFile(path); err != nil || string(b) != "text" {
 			t.Errorf("bind of a %s: %q, %v", source, b, err)
 		}
@@ -239,12 +344,12 @@ func TestRefusedSources(t *testing.T) {
 		filepath.Join(dir, "absent"):   fs.ErrNotExist,
 		filepath.Join(dir, "dangling"): fs.ErrNotExist,
 	} {
-		if err := d.AddBind(t.Context(), "c", spec.Bind{Source: name}); !errors.Is(err, want) {
-			t.Errorf("AddBind of %s: got %v, want %v", name, err, want)
+		if _, err := d.AddVolume(t.Context(), "c", spec.Bind{Source: name}); !errors.Is(err, want) {
+			t.Errorf("AddVolume of %s: got %v, want %v", name, err, want)
 		}
 	}
-	if err := d.AddBind(t.Context(), "c", spec.Bind{Source: "relative"}); err == nil {
-		t.Error("AddBind of a relative path: no error")
+	if _, err := d.AddVolume(t.Context(), "c", spec.Bind{Source: "relative"}); err == nil {
+		t.Error("AddVolume of a relative path: no error")
 	}
 	for _, path := range []string{filepath.Join(dir, "file"), filepath.Join(dir, "absent"), "/dev/null"} {
 		if err := d.AddRootfs(t.Context(), "c", path, nil, false); err == nil {
@@ -282,8 +387,10 @@ func TestRemoveLooksIntoNothing(t *testing.T) {
 	must(t, os.Symlink("/", filepath.Join(src, "link")))
 	for _, c := range []string{"a", "b"} {
 		must(t, d.AddRootfs(t.Context(), c, src, nil, false))
-		for i := range 3 {
-			must(t, d.AddBind(t.Context(), c, spec.Bind{Index: i, Source: src}))
+		own := t.TempDir()
+		must(t, os.WriteFile(filepath.Join(own, "file"), nil, 0o600))
+		for _, s := range []string{own, filepath.Join(own, "file"), src} {
+			addVolume(t, d, c, spec.Bind{Source: s})
 		}
 	}
 	busy, err := os.Open(filepath.Join(d.Path(), "a/rootfs/data")) // a guest keeps a file open
@@ -296,7 +403,7 @@ func TestRemoveLooksIntoNothing(t *testing.T) {
 	if _, err := os.Lstat(filepath.Join(d.Path(), "a")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("directory of a removed container: %v", err)
 	}
-	if got, want := len(mounts(t, d.Path())), len(before)-4; got != want {
+	if got, want := len(mounts(t, d.Path())), len(before)-3; got != want { // b has the third volume, too
 		t.Errorf("%d mounts are left, want %d", got, want)
 	}
 	for _, name := range []string{"data", "link"} {
@@ -316,7 +423,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	d, err := Prepare(dir, nil)
 	must(t, err)
 	must(t, d.AddRootfs(t.Context(), "c", src, nil, false))
-	must(t, d.AddBind(t.Context(), "c", spec.Bind{Source: src}))
+	addVolume(t, d, "c", spec.Bind{Source: src})
 	must(t, d.Close())
 	if diff := cmp.Diff(before, mounts(t, "/")); diff != "" {
 		t.Errorf("mounts (-before +after):\n%s", diff)
@@ -542,10 +649,10 @@ func TestFailuresLeaveNothing(t *testing.T) {
 	before, fds := mounts(t, "/"), openFDs(t)
 	ctx := t.Context()
 	for name, f := range map[string]func() error{
-		"source is absent":   func() error { return d.AddBind(ctx, "c", spec.Bind{Source: file + "-absent"}) },
-		"source is a device": func() error { return d.AddBind(ctx, "c", spec.Bind{Source: "/dev/null"}) },
+		"source is absent":   func() error { _, err := d.AddVolume(ctx, "c", spec.Bind{Source: file + "-absent"}); return err },
+		"source is a device": func() error { _, err := d.AddVolume(ctx, "c", spec.Bind{Source: "/dev/null"}); return err },
 		"rootfs is a file":   func() error { return d.AddRootfs(ctx, "c", file, nil, false) },
-		"id is too long":     func() error { return d.AddBind(ctx, strings.Repeat("x", 300), spec.Bind{Source: dir}) },
+		"id is too long":     func() error { return d.AddRootfs(ctx, strings.Repeat("x", 300), dir, nil, false) },
 		"mount point is taken": func() error {
 			return errors.Join(d.AddRootfs(ctx, "c", dir, nil, false), d.AddRootfs(ctx, "c", dir, nil, false))
 		},

@@ -29,9 +29,9 @@ func (d *Dir) ServedBy(pid int) error {
 	return nil
 }
 
-// protectCopy makes the server's copy of the mount at fd, which is name in the
-// shared directory, read-only.
-func (d *Dir) protectCopy(fd int, name string) error {
+// inServer calls f with the server's copy of the mount at fd, which is name in the
+// shared directory.
+func (d *Dir) inServer(fd int, name string, f func(fd int) error) error {
 	if d.server == nil {
 		return nil
 	}
@@ -49,37 +49,43 @@ func (d *Dir) protectCopy(fd int, name string) error {
 		}
 		// QEMU has the directory at its path, virtiofsd as its root.
 		for _, dir := range []string{d.path, "/"} {
-			err := protectAt(dir, name, &want)
-			if !errors.Is(err, fs.ErrNotExist) {
+			copied, err := openCopy(dir, name, &want)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
 				return err
 			}
+			defer unix.Close(copied)
+			return f(copied)
 		}
 		return fmt.Errorf("the server's mount namespace has no copy of it: %w", fs.ErrNotExist)
 	})
 }
 
-// protectAt makes the mount name in dir read-only. The error wraps
-// fs.ErrNotExist if what is there is not the directory want.
-func protectAt(dir, name string, want *unix.Stat_t) error {
+// openCopy opens the mount name in dir. The error wraps fs.ErrNotExist if what is
+// there is not the file want.
+func openCopy(dir, name string, want *unix.Stat_t) (int, error) {
 	parent, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return &os.PathError{Op: "open", Path: dir, Err: err}
+		return -1, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(parent)
 	fd, err := unix.Openat2(parent, name, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 	})
 	if err != nil {
-		return &os.PathError{Op: "open", Path: name, Err: err}
+		return -1, &os.PathError{Op: "open", Path: name, Err: err}
 	}
-	defer unix.Close(fd)
 	var got unix.Stat_t
-	if err := unix.Fstat(fd, &got); err != nil {
-		return &os.PathError{Op: "stat", Path: name, Err: err}
+	err = unix.Fstat(fd, &got)
+	if err == nil && (got.Dev != want.Dev || got.Ino != want.Ino) {
+		err = fs.ErrNotExist
 	}
-	if got.Dev != want.Dev || got.Ino != want.Ino {
-		return &os.PathError{Op: "find", Path: name, Err: fs.ErrNotExist}
+	if err != nil {
+		unix.Close(fd)
+		return -1, &os.PathError{Op: "find", Path: name, Err: err}
 	}
-	return setAttr(fd, unix.MOUNT_ATTR_RDONLY, unix.AT_RECURSIVE, 0)
+	return fd, nil
 }

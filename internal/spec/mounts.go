@@ -5,7 +5,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -24,7 +23,7 @@ func (t *translation) mounts(g *specs.Spec) {
 			t.refuse(field, "mapped ids are not passed to the guest; leave uidMappings and gidMappings out")
 		}
 		if isBind(m) {
-			t.bind(field, m)
+			t.bind(field, i, m)
 			continue
 		}
 		if t.opts.Pod && path.Clean(m.Destination) == "/dev/shm" && m.Type == "tmpfs" {
@@ -47,25 +46,33 @@ func isBind(m *specs.Mount) bool {
 	return m.Type == "bind" || m.Type == "rbind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
 }
 
-func (t *translation) bind(field string, m *specs.Mount) {
+func (t *translation) bind(field string, index int, m *specs.Mount) {
 	if m.Source == "" {
 		t.invalid(field, "the source of the bind mount is missing")
 		return
 	}
 	b := Bind{
-		Index: len(t.plan.Binds), Source: t.hostPath(m.Source), Destination: path.Clean(m.Destination),
+		Mount: index, Source: t.hostPath(m.Source), Destination: path.Clean(m.Destination),
 		Recursive: m.Type == "rbind",
 	}
 	for _, o := range m.Options {
 		switch o {
-		case "ro", "rro":
+		case "ro":
 			b.ReadOnly = true
 		case "rw":
 			b.ReadOnly = false
+		case "rro":
+			b.ReadOnly, b.ReadOnlyBelow = true, true
+		case "rrw":
+			b.ReadOnly, b.ReadOnlyBelow = false, false
 		case "rbind":
 			b.Recursive = true
-		case "shared", "rshared", "slave", "rslave":
-			t.refuse(field, "mounts do not propagate between host and guest: option %q", o)
+		case "slave", "rslave":
+			b.Slave = true
+		case "private", "rprivate":
+			b.Slave = false
+		case "shared", "rshared":
+			t.refuse(field, "what is mounted in a virtual machine cannot appear on the host: option %q (mount it on the host and ask for \"rslave\", which Kubernetes calls HostToContainer, or take another runtime)", o)
 		}
 	}
 	m.Type = "bind"
@@ -78,7 +85,7 @@ func (t *translation) bind(field string, m *specs.Mount) {
 		// A directory of that name on a disk is somebody's data.
 		m.Source = GuestShm
 	default:
-		m.Source = path.Join(GuestShared, t.opts.ID, "mounts", strconv.Itoa(b.Index))
+		m.Source = "" // Locate knows it
 		t.plan.Binds = append(t.plan.Binds, b)
 	}
 }

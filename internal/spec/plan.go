@@ -1,6 +1,9 @@
 package spec
 
 import (
+	"path"
+	"slices"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -38,7 +41,8 @@ type Plan struct {
 	Rootfs string
 	// RootReadonly: the container must not write to it.
 	RootReadonly bool
-	// Binds are to be shown to the guest, in order of their Index.
+	// Binds are to be shown to the guest, which is told by Locate where each
+	// is.
 	Binds []Bind
 	// Join maps a namespace type to the container whose namespace is joined,
 	// empty for the sandbox's own.
@@ -58,16 +62,30 @@ type Plan struct {
 // Bind is a bind mount of the spec that the host shows to the guest in the
 // shared directory.
 type Bind struct {
-	// Index numbers the container's bind mounts from 0, without gaps. The
-	// guest finds it by that.
-	Index int
+	// Mount is its index in the guest's mounts.
+	Mount int
 	// Source is an absolute path on the host, Destination an absolute path
 	// in the container.
 	Source, Destination string
-	// ReadOnly binds are so with all mounts below them.
-	ReadOnly bool
+	// ReadOnly: the mount itself is. ReadOnlyBelow: all mounts below it are.
+	ReadOnly, ReadOnlyBelow bool
 	// Recursive binds show what is mounted below the source, too.
 	Recursive bool
+	// Slave binds also show what is mounted there later.
+	Slave bool
+}
+
+// Locate tells the guest where it finds the source of a bind, by a path in the
+// shared directory. split: below the source are mounts that are not read-only
+// as it is.
+func (p *Plan) Locate(b Bind, name string, split bool) {
+	m := &p.Guest.Mounts[b.Mount]
+	m.Source = path.Join(GuestShared, name)
+	if split {
+		// In the guest what is mounted below comes to be when it is looked at,
+		// with the attributes of what it is below. The host knows them apart.
+		m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" })
+	}
 }
 
 // Hooks are those of the spec that run in the host's namespaces.

@@ -98,16 +98,16 @@ func TestTranslate(t *testing.T) {
 	guest.Linux.CgroupsPath = "/kata/c1"
 	guest.Linux.Resources = &specs.LinuxResources{CPU: &specs.LinuxCPU{}}
 	guest.Mounts = append(guest.Mounts,
-		specs.Mount{Destination: "/data", Type: "bind", Source: "/run/kata/shared/c1/mounts/0", Options: []string{"rbind", "ro", "rprivate"}},
+		specs.Mount{Destination: "/data", Type: "bind", Source: "", Options: []string{"rbind", "ro", "rprivate"}},
 		specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind"}},
 		specs.Mount{Destination: "/masked", Type: "bind", Source: "/dev/null", Options: []string{"bind"}},
-		specs.Mount{Destination: "/etc/hosts", Type: "bind", Source: "/run/kata/shared/c1/mounts/1", Options: []string{"bind"}},
+		specs.Mount{Destination: "/etc/hosts", Type: "bind", Source: "", Options: []string{"bind"}},
 	)
 	want := &Plan{
 		Guest: guest, Rootfs: "/bundle/rootfs", RootReadonly: true,
 		Binds: []Bind{
-			{Index: 0, Source: "/srv", Destination: "/data", ReadOnly: true, Recursive: true},
-			{Index: 1, Source: "/bundle/hosts", Destination: "/etc/hosts"},
+			{Mount: 2, Source: "/srv", Destination: "/data", ReadOnly: true, Recursive: true},
+			{Mount: 5, Source: "/bundle/hosts", Destination: "/etc/hosts"},
 		},
 		Join: map[string]string{}, NetNS: "/run/netns/x", CPUs: "0-1", MemoryNodes: "0",
 		Hooks:    Hooks{BeforeCreate: s.Hooks.CreateRuntime, AfterStop: s.Hooks.Poststop},
@@ -115,6 +115,53 @@ func TestTranslate(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, plan); diff != "" {
 		t.Errorf("plan (-want +got):\n%s", diff)
+	}
+}
+
+// TestBindOptions: the last option wins, as with mount(8).
+func TestBindOptions(t *testing.T) {
+	for _, tt := range []struct {
+		options []string
+		want    Bind
+	}{
+		{[]string{"bind", "ro"}, Bind{ReadOnly: true}},
+		{[]string{"rbind", "rprivate", "ro"}, Bind{Recursive: true, ReadOnly: true}},
+		{[]string{"rbind", "rro"}, Bind{Recursive: true, ReadOnly: true, ReadOnlyBelow: true}},
+		{[]string{"rbind", "rro", "rw"}, Bind{Recursive: true, ReadOnlyBelow: true}},
+		{[]string{"rbind", "ro", "rrw"}, Bind{Recursive: true}},
+		{[]string{"rbind", "rslave"}, Bind{Recursive: true, Slave: true}},
+		{[]string{"rbind", "rslave", "rprivate"}, Bind{Recursive: true}},
+	} {
+		s := base()
+		s.Mounts = []specs.Mount{{Destination: "/d", Type: "bind", Source: "/s", Options: tt.options}}
+		plan, err := Translate(s, options())
+		if err != nil {
+			t.Errorf("%v: %v", tt.options, err)
+			continue
+		}
+		tt.want.Source, tt.want.Destination = "/s", "/d"
+		if diff := cmp.Diff([]Bind{tt.want}, plan.Binds); diff != "" {
+			t.Errorf("%v (-want +got):\n%s", tt.options, diff)
+		}
+	}
+}
+
+func TestLocate(t *testing.T) {
+	s := base()
+	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/d", Type: "bind", Source: "/s", Options: []string{"rbind", "rprivate", "ro"}})
+	for _, split := range []bool{false, true} {
+		plan, err := Translate(s, options())
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan.Locate(plan.Binds[0], "somewhere/7", split)
+		want := specs.Mount{Destination: "/d", Type: "bind", Source: GuestShared + "/somewhere/7", Options: []string{"rbind", "rprivate", "ro"}}
+		if split {
+			want.Options = want.Options[:2]
+		}
+		if diff := cmp.Diff(want, plan.Guest.Mounts[len(s.Mounts)-1]); diff != "" {
+			t.Errorf("split %v (-want +got):\n%s", split, diff)
+		}
 	}
 }
 
@@ -128,10 +175,10 @@ func TestShm(t *testing.T) {
 		want                string
 	}{
 		{"/run/engine/abc/shm", "/dev/shm/", tmpfs, GuestShm},
-		{"/run/engine/abc/shm", "/dev/shm", nil, "/run/kata/shared/c1/mounts/0"},
-		{"/run/engine/abc/memory", "/dev/shm", tmpfs, "/run/kata/shared/c1/mounts/0"},
-		{"/run/engine/abc/shm", "/shm", tmpfs, "/run/kata/shared/c1/mounts/0"},
-		{"/data/shm", "/dev/shm", tmpfs, "/run/kata/shared/c1/mounts/0"},
+		{"/run/engine/abc/shm", "/dev/shm", nil, ""},
+		{"/run/engine/abc/memory", "/dev/shm", tmpfs, ""},
+		{"/run/engine/abc/shm", "/shm", tmpfs, ""},
+		{"/data/shm", "/dev/shm", tmpfs, ""},
 	} {
 		s, o := base(), options()
 		s.Mounts = []specs.Mount{{Destination: tt.destination, Type: "bind", Source: tt.source}}
@@ -389,12 +436,12 @@ func FuzzLoad(f *testing.F) {
 			t.Errorf("root of the guest: %q", plan.Guest.Root.Path)
 		}
 		for _, m := range plan.Guest.Mounts {
-			if m.Type == "bind" && !strings.HasPrefix(m.Source, GuestShared+"/c1/mounts/") && m.Source != GuestShm && !guestDevice(m.Source) {
+			if m.Type == "bind" && m.Source != "" && m.Source != GuestShm && !guestDevice(m.Source) {
 				t.Errorf("bind mount of the guest from %q", m.Source)
 			}
 		}
 		for i, bind := range plan.Binds {
-			if bind.Index != i || !filepath.IsAbs(bind.Source) {
+			if plan.Guest.Mounts[bind.Mount].Type != "bind" || plan.Guest.Mounts[bind.Mount].Source != "" || !filepath.IsAbs(bind.Source) {
 				t.Errorf("bind %d: %v", i, bind)
 			}
 		}

@@ -43,10 +43,11 @@ func awaitReady(t *testing.T, d *Daemon, c *cri.Client) {
 // pod is a sandbox and what is needed to talk about it.
 type pod struct {
 	*cri.Client
-	t      *testing.T
-	daemon *Daemon
-	id     string
-	config *runtime.PodSandboxConfig
+	t       *testing.T
+	daemon  *Daemon
+	runtime string
+	id      string
+	config  *runtime.PodSandboxConfig
 	// dir is for volumes and logs.
 	dir string
 }
@@ -70,7 +71,7 @@ func podConfig(t *testing.T, d *Daemon) *runtime.PodSandboxConfig {
 // runPod starts a pod, which the end of the test removes. change may be nil.
 func (c ctr) runPod(t *testing.T, change func(*runtime.PodSandboxConfig)) *pod {
 	t.Helper()
-	p := &pod{Client: c.client(t), t: t, daemon: c.Daemon, config: podConfig(t, c.Daemon)}
+	p := &pod{Client: c.client(t), t: t, daemon: c.Daemon, runtime: c.runtime, config: podConfig(t, c.Daemon)}
 	p.dir = filepath.Dir(p.config.LogDirectory)
 	if change != nil {
 		change(p.config)

@@ -89,6 +89,9 @@ func run(m *testing.M) (code int, err error) {
 	if network, err = NewNetwork(filepath.Base(filepath.Dir(env.State))); err != nil {
 		return 1, err
 	}
+	if err := buildProbe(probeDir()); err != nil {
+		return 1, err
+	}
 	code = m.Run()
 	err = errors.Join(daemons.stop(), network.Remove())
 	left, lerr := env.Leaks(before)

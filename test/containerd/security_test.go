@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/seed-efd44b36/kata/test/harness"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -96,69 +95,5 @@ func security(t *testing.T, p *pod, _ string) {
 			tc.change(config.Linux.SecurityContext)
 			want(t, tc.script, p.output(t, config), tc.want)
 		})
-	}
-}
-
-// volumes are what the kubelet makes of volumes: directories and files.
-func volumes(t *testing.T, p *pod, _ string) {
-	t.Helper()
-	dir := filepath.Join(p.dir, "volumes")
-	write := func(path, text string) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o777); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, path), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	link := func(to, path string) {
-		t.Helper()
-		fresh := filepath.Join(dir, path+".new")
-		if err := os.Symlink(to, fresh); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(fresh, filepath.Join(dir, path)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("rw/there", "of the host\n")
-	write("ro/there", "to read\n")
-	write("file", "a file\n")
-	// As the kubelet writes a ConfigMap: an update changes one link.
-	write("map/..1/key", "one\n")
-	link("..1", "map/..data")
-	link("..data/key", "map/key")
-
-	config := containerConfig("volumes", "sleep", "10000")
-	config.Mounts = []*runtime.Mount{
-		{HostPath: filepath.Join(dir, "rw"), ContainerPath: "/rw"},
-		{HostPath: filepath.Join(dir, "ro"), ContainerPath: "/ro", Readonly: true},
-		{HostPath: filepath.Join(dir, "file"), ContainerPath: "/etc/file", Readonly: true},
-		{HostPath: filepath.Join(dir, "map"), ContainerPath: "/map", Readonly: true},
-		{HostPath: filepath.Join(dir, "rw"), ContainerPath: "/ro/nested/rw"},
-	}
-	// Where one volume is mounted into another, that one has to have the place.
-	if err := os.MkdirAll(filepath.Join(dir, "ro/nested/rw"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	id := p.start(t, config)
-	want(t, "from the host", p.sh(t, id, "cat /rw/there /ro/there /etc/file /map/key"), "of the host\nto read\na file\none")
-	want(t, "written", p.sh(t, id, "echo from inside >/rw/new; echo nested >/ro/nested/rw/nested; cat /rw/nested"), "nested")
-	if b, err := os.ReadFile(filepath.Join(dir, "rw/new")); err != nil || string(b) != "from inside\n" {
-		t.Errorf("on the host: %q, %v", b, err)
-	}
-	want(t, "read-only", p.sh(t, id, "{ touch /ro/x /etc/file /map/x || true; } 2>&1"), "touch: /ro/x: Read-only file system\ntouch: /etc/file: Read-only file system\ntouch: /map/x: Read-only file system")
-	write("rw/later", "later\n")
-	harness.Poll(t, "a new file is seen", func() bool { return p.sh(t, id, "cat /rw/later 2>/dev/null || true") == "later" })
-	write("map/..2/key", "two\n")
-	link("..2", "map/..data")
-	harness.Poll(t, "the update is seen", func() bool { return p.sh(t, id, "cat /map/key") == "two" })
-	p.stop(t, id, 0)
-
-	missing := containerConfig("missing", "true")
-	missing.Mounts = []*runtime.Mount{{HostPath: filepath.Join(dir, "nothing", "here"), ContainerPath: "/x"}}
-	if out := p.output(t, missing); out != "" { // the CRI makes a directory of it
-		t.Errorf("got %q", out)
 	}
 }
