@@ -216,7 +216,9 @@ func (c *Container) toStatus(to report.Status, from ...report.Status) error {
 	return fmt.Errorf("container %s is %s: %w", c.id, c.status, ErrState)
 }
 
-// Exec prepares a further process. process is the OCI spec's "process".
+// Exec prepares a further process. process is the OCI spec's "process". With an
+// error that wraps ErrCommandNotFound or ErrCommandDenied it returns the process
+// too, which has ended, with code 127 or 126.
 func (c *Container) Exec(ctx context.Context, id string, process *specs.Process, stdio Stdio) (*Process, error) {
 	if err := CheckID(id); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
@@ -255,7 +257,12 @@ func (c *Container) Exec(ctx context.Context, id string, process *specs.Process,
 		c.mu.Lock()
 		delete(c.execs, id)
 		c.mu.Unlock()
-		return nil, fmt.Errorf("exec in container %s: %w", c.id, c.s.orDead(fromGuest(err, true)))
+		err = fmt.Errorf("exec in container %s: %w", c.id, c.s.orDead(fromGuest(err, true)))
+		if errors.Is(err, ErrCommandNotFound) || errors.Is(err, ErrCommandDenied) {
+			p.finish(exitOfStartError(err))
+			return p, err
+		}
+		return nil, err
 	}
 	return p, nil
 }

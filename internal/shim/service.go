@@ -11,6 +11,7 @@ import (
 	events "github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/shim/controller"
 	"github.com/seed-efd44b36/kata/internal/shim/pod"
 	"github.com/seed-efd44b36/kata/internal/spec"
@@ -214,6 +215,9 @@ func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.Dele
 		return nil, refuse(err)
 	}
 	e := p.p.Exit()
+	if p.id != "" && !p.started.Load() && p.refused == nil {
+		e = report.Exit{} // it never was, and has not been killed
+	}
 	if p.id == "" {
 		s.set(r.GetID(), nil)
 		s.events.publish(&events.TaskDelete{

@@ -293,6 +293,44 @@ func TestLife(t *testing.T) {
 	s.shutdown(t)
 }
 
+// TestExecOfNoCommand: that a command cannot be run is said when it is started,
+// and the exec is deleted like any other.
+func TestExecOfNoCommand(t *testing.T) {
+	t.Parallel()
+	s := serveShim(t, map[string]sandboxtest.Fault{"CreateExec": func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+		c.Fail(codes.NotFound, `exec "sh": executable file not found in $PATH`)
+	}})
+	s.started(t, "c")
+	for range 2 { // the second time under the same name
+		if err := s.execProcess(t, "c", "e"); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.client.Start(t.Context(), &task.StartRequest{ID: "c", ExecID: "e"})
+		if err == nil || !strings.Contains(err.Error(), "not found in $PATH") {
+			t.Errorf("Start: %v", err)
+		}
+		r, err := s.client.Delete(t.Context(), &task.DeleteRequest{ID: "c", ExecID: "e"})
+		if err != nil || r.GetExitStatus() != 127 {
+			t.Errorf("Delete: %v, %v; want 127", r, err)
+		}
+	}
+}
+
+// TestExecNeverStarted: it has no exit code of something else's.
+func TestExecNeverStarted(t *testing.T) {
+	t.Parallel()
+	s := serveShim(t, nil)
+	s.started(t, "c")
+	if err := s.execProcess(t, "c", "e"); err != nil {
+		t.Fatal(err)
+	}
+	s.guest.Exit(7, time.Now())
+	r, err := s.client.Delete(t.Context(), &task.DeleteRequest{ID: "c", ExecID: "e"})
+	if err != nil || r.GetExitStatus() != 0 || r.GetExitedAt() != nil {
+		t.Errorf("Delete: %v, %v; want code 0 and no time", r, err)
+	}
+}
+
 // TestPod has several containers in one sandbox, which lives until the last has
 // been deleted.
 func TestPod(t *testing.T) {
