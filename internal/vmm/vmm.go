@@ -102,6 +102,14 @@ type Disk struct {
 	ID       string
 	File     *os.File
 	ReadOnly bool
+	Limits   DiskLimits
+}
+
+// DiskLimits are how much of a disk may be used each second, 0 for no limit.
+// The VMM enforces them.
+type DiskLimits struct {
+	ReadBytes, WriteBytes           uint64
+	ReadOperations, WriteOperations uint64
 }
 
 // Capabilities is what a driver can do on this host.

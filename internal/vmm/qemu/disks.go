@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"time"
 
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"github.com/seed-efd44b36/kata/internal/vmm/qmp"
@@ -16,6 +17,10 @@ import (
 // diskID is what a disk may be called: the name is its serial number in the
 // guest, and part of names in QEMU.
 var diskID = regexp.MustCompile(`^[a-z0-9-]{1,20}$`)
+
+// undoTimeout is how long a disk that could not be attached in full may take to
+// be detached.
+const undoTimeout = 10 * time.Second
 
 // disk is a disk that is attached.
 type disk struct {
@@ -72,10 +77,12 @@ func (m *Machine) plug(ctx context.Context, monitor *qmp.Client, d vmm.Disk, pro
 		return fmt.Errorf("add-fd: %w", err)
 	}
 	// What was made is taken back even if the context has ended.
-	back := context.WithoutCancel(ctx)
+	back, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	// What the guest discards makes a hole in the file, as it would on the host.
 	err = execute(ctx, monitor, "blockdev-add", blockdev{
-		Driver: "raw", NodeName: nodeName(d.ID), ReadOnly: d.ReadOnly,
-		File: blockFile{Driver: protocol, Filename: fmt.Sprintf("/dev/fdset/%d", added.set.Set)},
+		Driver: "raw", NodeName: nodeName(d.ID), ReadOnly: d.ReadOnly, Discard: "unmap",
+		File: blockFile{Driver: protocol, Filename: fmt.Sprintf("/dev/fdset/%d", added.set.Set), Discard: "unmap"},
 	})
 	if err != nil {
 		return errors.Join(err, execute(back, monitor, "remove-fd", added.set))
@@ -87,6 +94,18 @@ func (m *Machine) plug(ctx context.Context, monitor *qmp.Client, d vmm.Disk, pro
 		return errors.Join(err,
 			execute(back, monitor, "blockdev-del", nodeRef{nodeName(d.ID)}),
 			execute(back, monitor, "remove-fd", added.set))
+	}
+	if d.Limits == (vmm.DiskLimits{}) {
+		return nil
+	}
+	err = execute(ctx, monitor, "block_set_io_throttle", throttle{
+		ID:             nodeName(d.ID),
+		ReadBytes:      d.Limits.ReadBytes,
+		WriteBytes:     d.Limits.WriteBytes,
+		ReadOperations: d.Limits.ReadOperations, WriteOperations: d.Limits.WriteOperations,
+	})
+	if err != nil {
+		return errors.Join(err, m.unplug(back, monitor, d.ID, added))
 	}
 	return nil
 }
@@ -110,6 +129,15 @@ func (m *Machine) removeDisk(ctx context.Context, id string) error {
 	if d == nil {
 		return errors.New("there is no such disk")
 	}
+	if err := m.unplug(ctx, monitor, id, d); err != nil {
+		return err
+	}
+	m.release(id)
+	return nil
+}
+
+// unplug takes back what plug has made.
+func (m *Machine) unplug(ctx context.Context, monitor *qmp.Client, id string, d *disk) error {
 	if err := execute(ctx, monitor, "device_del", deviceRef{nodeName(id)}); err != nil {
 		return err
 	}
@@ -123,11 +151,7 @@ func (m *Machine) removeDisk(ctx context.Context, id string) error {
 	if err := execute(ctx, monitor, "blockdev-del", nodeRef{nodeName(id)}); err != nil {
 		return err
 	}
-	if err := execute(ctx, monitor, "remove-fd", d.set); err != nil {
-		return err
-	}
-	m.release(id)
-	return nil
+	return execute(ctx, monitor, "remove-fd", d.set)
 }
 
 // reserve enters a disk before it is attached, so that no second one can have
@@ -213,11 +237,13 @@ type (
 		Driver   string    `json:"driver"`
 		NodeName string    `json:"node-name"`
 		ReadOnly bool      `json:"read-only"`
+		Discard  string    `json:"discard"`
 		File     blockFile `json:"file"`
 	}
 	blockFile struct {
 		Driver   string `json:"driver"`
 		Filename string `json:"filename"`
+		Discard  string `json:"discard"`
 	}
 	scsiDisk struct {
 		Driver string `json:"driver"`
@@ -232,10 +258,20 @@ type (
 	deviceRef struct {
 		ID string `json:"id"`
 	}
+	// throttle says how much may be used each second; QEMU wants the sums, too.
+	throttle struct {
+		ID              string `json:"id"`
+		Bytes           uint64 `json:"bps"`
+		ReadBytes       uint64 `json:"bps_rd"`
+		WriteBytes      uint64 `json:"bps_wr"`
+		Operations      uint64 `json:"iops"`
+		ReadOperations  uint64 `json:"iops_rd"`
+		WriteOperations uint64 `json:"iops_wr"`
+	}
 )
 
 // execute runs a command whose answer says nothing.
-func execute[A blockdev | scsiDisk | nodeRef | deviceRef | fdSet](ctx context.Context, c *qmp.Client, name string, arguments A) error {
+func execute[A blockdev | scsiDisk | nodeRef | deviceRef | throttle | fdSet](ctx context.Context, c *qmp.Client, name string, arguments A) error {
 	text, err := json.Marshal(arguments)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

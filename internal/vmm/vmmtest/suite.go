@@ -265,7 +265,20 @@ func testDisks(t *testing.T, m vmm.Machine, g *guest) {
 			until(t, "the guest does not see "+disk.ID, func() bool { return !strings.Contains(g.ask(t, "disks"), disk.ID) })
 		}
 	}
+	limited := vmm.Disk{ID: "limited", File: open(os.O_RDWR), Limits: vmm.DiskLimits{ReadBytes: 64 << 20, WriteOperations: 1000}}
+	if err := m.AddDisk(deadline(t), limited); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the guest sees a disk with limits", func() bool { return strings.Contains(g.ask(t, "disks"), limited.ID) })
+	if got := g.ask(t, "readdisk", limited.ID, "7"); got != "CONTENT" {
+		t.Errorf("the guest reads %q from a disk with limits", got)
+	}
+	if err := m.RemoveDisk(deadline(t), limited.ID); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the guest does not see it any more", func() bool { return !strings.Contains(g.ask(t, "disks"), limited.ID) })
 	refused := []vmm.Disk{
+		{ID: "too-limited", File: open(os.O_RDWR), Limits: vmm.DiskLimits{ReadBytes: 1 << 62}},
 		{ID: "Big Letters", File: open(os.O_RDWR)},
 		{ID: "comma,serial=other", File: open(os.O_RDWR)},
 		{ID: "", File: open(os.O_RDWR)},
