@@ -131,7 +131,7 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	if spec.Process == nil || spec.Root == nil || spec.Linux == nil {
 		return nil, fmt.Errorf("spec without process, root or linux: %w", errInvalid)
 	}
-	join, podPID, err := a.joined(r.GetJoinNamespaces())
+	join, err := a.joined(r.GetJoinNamespaces())
 	if err != nil {
 		return nil, err
 	}
@@ -155,12 +155,15 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 		}
 		c.storages = append(c.storages, s)
 	}
+	if err := a.giveDisks(ctx, &spec, r.GetBlockDevices()); err != nil {
+		return nil, err
+	}
 	if c.group, err = a.groups.Create(groupName(c.id, spec.Linux.CgroupsPath), spec.Linux.Resources); err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
 
 	std := newStdio(r.GetStdio())
-	conf := jail.Config{ID: c.id, Spec: &spec, Cgroup: c.group, Join: join, PodPID: podPID}
+	conf := jail.Config{ID: c.id, Spec: &spec, Cgroup: c.group, Join: join}
 	if !spec.Process.Terminal {
 		if conf.Stdio, err = std.pipes(int(spec.Process.User.UID), int(spec.Process.User.GID)); err != nil {
 			return nil, err
@@ -202,23 +205,17 @@ func (c *container) begin(ctx context.Context, p *process, terminal bool) error 
 	return nil
 }
 
-// joined finds the containers whose namespaces are to be joined. The pod's own
-// namespaces are the guest's, but for that of processes, where the agent is.
-func (a *Agent) joined(names map[string]string) (join map[specs.LinuxNamespaceType]*jail.Container, podPID bool, err error) {
-	join = make(map[specs.LinuxNamespaceType]*jail.Container, len(names))
+// joined finds the containers whose namespaces are to be joined.
+func (a *Agent) joined(names map[string]string) (map[specs.LinuxNamespaceType]*jail.Container, error) {
+	join := make(map[specs.LinuxNamespaceType]*jail.Container, len(names))
 	for kind, id := range names {
-		typ := specs.LinuxNamespaceType(kind)
-		if id == "" {
-			podPID = podPID || typ == specs.PIDNamespace
-			continue
-		}
 		c, err := a.container(id)
 		if err != nil {
-			return nil, false, fmt.Errorf("join %s namespace: %w", kind, err)
+			return nil, fmt.Errorf("join %s namespace: %w", kind, err)
 		}
-		join[typ] = c.jail
+		join[specs.LinuxNamespaceType(kind)] = c.jail
 	}
-	return join, podPID, nil
+	return join, nil
 }
 
 // groupName is the name of a container's cgroup: as the spec has it, if that is
@@ -256,7 +253,9 @@ func (a *Agent) undo(ctx context.Context, c *container) error {
 	for _, p := range list {
 		p.stdio.close(ctx)
 	}
-	return errors.Join(append(errs, storage.Unmount(c.storages))...)
+	errs = append(errs, storage.Unmount(c.storages))
+	a.awaitDisks(ctx, c)
+	return errors.Join(errs...)
 }
 
 // DeleteContainer implements the service.

@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/cleanup"
+	"github.com/seed-efd44b36/kata/internal/disk"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/network"
@@ -47,24 +48,12 @@ type BootOptions struct {
 	// Resources of the containers together: their limits size the machine.
 	// nil, or without limits: the default size.
 	Resources *specs.LinuxResources
-	// Sysctls of the network namespace (net.*), which is the guest's, and of the
-	// guest's IPC namespace.
+	// Sysctls of the network namespace (net.*), which is the guest's.
 	Sysctls map[string]string
 	// ShmBytes is the size of the /dev/shm that the containers of a pod share.
 	ShmBytes uint64
 	// CgroupParent overrides the configuration's, empty: as configured.
 	CgroupParent string
-	// Pod makes the sandbox itself a pod; nil: it is for one container, or for
-	// a pod whose namespaces are those of its first container.
-	Pod *Pod
-}
-
-// Pod is what the containers have of a sandbox that is a pod: namespaces that a
-// spec names by a path are its own.
-type Pod struct {
-	// Mounts are added to the spec of each container that has no mount of its
-	// own there: read-only where its root is.
-	Mounts []specs.Mount
 }
 
 // Boot starts the virtual machine and prepares the guest. On error the sandbox
@@ -79,7 +68,7 @@ func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
 		return s.explain(err)
 	}
 	s.mu.Lock()
-	s.booted, s.pod = true, o.Pod
+	s.booted = true
 	s.mu.Unlock()
 	s.saveState()
 	return nil
@@ -351,7 +340,7 @@ func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
 	if err := m.Start(ctx); err != nil {
 		return err
 	}
-	s.machine = m
+	s.machine, s.disks = m, disk.New(m, s.opts.HostMounts)
 	// Without virtiofsd the VMM itself serves the directory.
 	if pids := m.PIDs(); cfg.Share.Socket == "" && len(pids) > 0 {
 		if err := s.share.ServedBy(pids[0]); err != nil {

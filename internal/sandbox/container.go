@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 	"sync"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/disk"
 	"github.com/seed-efd44b36/kata/internal/hook"
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
@@ -42,6 +42,11 @@ type ContainerOptions struct {
 	Stdio  Stdio
 	// UID of the caller, for listings.
 	UID uint32
+}
+
+// rootOnDisk tells whether the guest mounts the root file system, from a disk.
+func (o ContainerOptions) rootOnDisk() bool {
+	return len(o.Rootfs) == 1 && disk.IsFileSystem(o.Rootfs[0].Type)
 }
 
 // Container is one container of a sandbox.
@@ -89,14 +94,9 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
 	}
-	s.mu.Lock()
-	pod := s.pod
-	s.mu.Unlock()
-	if pod != nil {
-		pod.complete(sp)
-	}
 	plan, err := spec.Translate(sp, spec.Options{
-		ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members(), Pod: pod != nil, OnTmpfs: s.share.OnTmpfs,
+		ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members(), OnTmpfs: s.share.OnTmpfs,
+		BlockDevice: s.disks.BlockDevice, RootOnDisk: o.rootOnDisk(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
@@ -128,27 +128,28 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 		}
 	}()
 
+	req := &agentv1.CreateContainerRequest{Id: o.ID, Stdio: c.init.stdio.proto(), JoinNamespaces: plan.Join}
 	if err := c.fillShare(ctx, plan); err != nil {
-		return nil, errors.Join(err, s.share.Remove(o.ID))
+		return nil, errors.Join(err, c.release(ctx))
+	}
+	if err := c.attachDisks(ctx, plan, req); err != nil {
+		return nil, errors.Join(err, c.release(ctx))
 	}
 	if err := s.runHooks(ctx, c, plan.Hooks.BeforeCreate); err != nil {
-		return nil, errors.Join(err, s.share.Remove(o.ID))
+		return nil, errors.Join(err, c.release(ctx))
 	}
-	guestSpec, err := json.Marshal(plan.Guest)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("encode spec: %w", err), s.share.Remove(o.ID))
+	if req.Spec, err = json.Marshal(plan.Guest); err != nil {
+		return nil, errors.Join(fmt.Errorf("encode spec: %w", err), c.release(ctx))
 	}
-	resp, err := s.agent.CreateContainer(ctx, &agentv1.CreateContainerRequest{
-		Id: o.ID, Spec: guestSpec, Stdio: c.init.stdio.proto(), JoinNamespaces: plan.Join,
-	})
+	resp, err := s.agent.CreateContainer(ctx, req)
 	if err != nil {
 		err = fromGuest(err, true)
 		c.init.finish(exitOfStartError(err))
-		return nil, errors.Join(err, s.share.Remove(o.ID))
+		return nil, errors.Join(err, c.release(ctx))
 	}
 	// The agent has made its mount points; from here on the guest cannot
 	// write, whatever it does to its own mounts.
-	if plan.RootReadonly {
+	if plan.RootReadonly && !o.rootOnDisk() {
 		if err := s.share.ProtectRootfs(o.ID); err != nil {
 			return nil, errors.Join(err, c.Delete(ctx))
 		}
@@ -161,29 +162,18 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	return c, nil
 }
 
-// complete adds to a container's spec what it has of the pod.
-func (p *Pod) complete(sp *specs.Spec) {
-	for _, m := range p.Mounts {
-		if slices.ContainsFunc(sp.Mounts, func(own specs.Mount) bool { return path.Clean(own.Destination) == m.Destination }) {
-			continue
-		}
-		if sp.Root != nil && sp.Root.Readonly {
-			m.Options = append(slices.Clone(m.Options), "ro")
-		}
-		sp.Mounts = append(sp.Mounts, m)
-	}
-}
-
 // fillShare makes the container's root file system and its bind mounts appear
 // in the shared directory.
 func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
 	defer c.s.trace.Begin("share rootfs")()
-	var mounts []share.Mount
-	for _, m := range c.opts.Rootfs {
-		mounts = append(mounts, share.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
-	}
-	if err := c.s.share.AddRootfs(ctx, c.id, plan.Rootfs, mounts, plan.RootReadonly); err != nil {
-		return err
+	if !c.opts.rootOnDisk() {
+		var mounts []share.Mount
+		for _, m := range c.opts.Rootfs {
+			mounts = append(mounts, share.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+		}
+		if err := c.s.share.AddRootfs(ctx, c.id, plan.Rootfs, mounts, plan.RootReadonly); err != nil {
+			return err
+		}
 	}
 	for _, b := range plan.Binds {
 		v, err := c.s.share.AddVolume(ctx, c.id, b)
@@ -193,6 +183,35 @@ func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
 		plan.Locate(b, v.Path, v.Split)
 	}
 	return nil
+}
+
+// attachDisks gives the guest the disks that the container is made of, and names
+// them in the request.
+func (c *Container) attachDisks(ctx context.Context, plan *spec.Plan, req *agentv1.CreateContainerRequest) error {
+	if !c.opts.rootOnDisk() && len(plan.Devices) == 0 {
+		return nil
+	}
+	defer c.s.trace.Begin("attach disks")()
+	if c.opts.rootOnDisk() {
+		st, err := c.s.disks.AddRootfs(ctx, c.id, disk.Mount(c.opts.Rootfs[0]))
+		if err != nil {
+			return err
+		}
+		req.Storages = append(req.Storages, st)
+	}
+	for _, d := range plan.Devices {
+		given, err := c.s.disks.AddDevice(ctx, c.id, d)
+		if err != nil {
+			return err
+		}
+		req.BlockDevices = append(req.BlockDevices, given)
+	}
+	return nil
+}
+
+// release takes back what the guest was given for the container.
+func (c *Container) release(ctx context.Context) error {
+	return errors.Join(c.s.share.Remove(c.id), c.s.disks.Remove(ctx, c.id))
 }
 
 // finish ends all processes of the container that have not ended.
@@ -216,9 +235,7 @@ func (c *Container) toStatus(to report.Status, from ...report.Status) error {
 	return fmt.Errorf("container %s is %s: %w", c.id, c.status, ErrState)
 }
 
-// Exec prepares a further process. process is the OCI spec's "process". With an
-// error that wraps ErrCommandNotFound or ErrCommandDenied it returns the process
-// too, which has ended, with code 127 or 126.
+// Exec prepares a further process. process is the OCI spec's "process".
 func (c *Container) Exec(ctx context.Context, id string, process *specs.Process, stdio Stdio) (*Process, error) {
 	if err := CheckID(id); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
@@ -257,12 +274,7 @@ func (c *Container) Exec(ctx context.Context, id string, process *specs.Process,
 		c.mu.Lock()
 		delete(c.execs, id)
 		c.mu.Unlock()
-		err = fmt.Errorf("exec in container %s: %w", c.id, c.s.orDead(fromGuest(err, true)))
-		if errors.Is(err, ErrCommandNotFound) || errors.Is(err, ErrCommandDenied) {
-			p.finish(exitOfStartError(err))
-			return p, err
-		}
-		return nil, err
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, c.s.orDead(fromGuest(err, true)))
 	}
 	return p, nil
 }
@@ -318,7 +330,7 @@ func (c *Container) Delete(ctx context.Context) error {
 		}
 	}
 	c.finish(report.Exit{Code: 137, At: time.Now(), Reason: "deleted"})
-	err := c.s.share.Remove(c.id)
+	err := c.release(ctx)
 	c.s.leave(c)
 	return errors.Join(err, c.s.runHooks(ctx, c, c.hooks.AfterStop))
 }
@@ -357,14 +369,12 @@ func (c *Container) Resume(ctx context.Context) error {
 
 // Update changes the limits of the container in the guest.
 func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
-	if r.CPU != nil && (r.CPU.Cpus != "" || r.CPU.Mems != "") {
-		// Numbers of the host's CPUs mean others in the guest.
-		cpu := *r.CPU
-		cpu.Cpus, cpu.Mems = "", ""
-		c.s.log.Warn("update is not enforced in full", "container", c.id, "what", "cpuset: a running sandbox keeps its CPUs")
-		changed := *r
-		changed.CPU = &cpu
-		r = &changed
+	r, warnings, err := spec.GuestUpdate(r, c.spec)
+	if err != nil {
+		return fmt.Errorf("update container %s: %w", c.id, err)
+	}
+	for _, w := range warnings {
+		c.s.log.Warn("update is not enforced in full", "container", c.id, "what", w)
 	}
 	b, err := json.Marshal(r)
 	if err != nil {

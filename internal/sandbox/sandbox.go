@@ -27,6 +27,7 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/disk"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/printable"
@@ -88,6 +89,7 @@ type Sandbox struct {
 
 	// Set by Boot before anyone else can see them.
 	machine vmm.Machine
+	disks   *disk.Set // of the machine
 	link    link.Opener
 	agent   agentv1.AgentService
 	accel   vmm.Accel
@@ -109,11 +111,8 @@ type Sandbox struct {
 
 	mu         sync.Mutex
 	booted     bool                  // guarded by mu
-	pod        *Pod                  // guarded by mu: set by Boot, nil for none
 	closing    bool                  // guarded by mu
 	death      error                 // guarded by mu
-	died       time.Time             // guarded by mu
-	unasked    bool                  // guarded by mu: it died before Close was called
 	order      []string              // guarded by mu: containers, oldest first
 	containers map[string]*Container // guarded by mu
 }
@@ -181,10 +180,6 @@ func (s *Sandbox) Trace() []timeline.Phase { return s.trace.Phases() }
 
 // Info tells what the virtual machine is; valid after Boot.
 func (s *Sandbox) Info() report.Sandbox { return s.state() }
-
-// Usage tells what the sandbox uses of the host, the owner and the virtual machine
-// together; valid after Boot.
-func (s *Sandbox) Usage() resources.Stats { return s.cgroup.Stats() }
 
 // Phase adds a step of the front end to the time line; the returned function
 // ends it.
@@ -268,10 +263,10 @@ func (s *Sandbox) Begin(ctx context.Context, timeout time.Duration) (_ context.C
 func (s *Sandbox) die(err error) {
 	s.mu.Lock()
 	first := s.death == nil
-	closing := s.closing
 	if first {
-		s.death, s.died, s.unasked = err, time.Now(), !closing
+		s.death = err
 	}
+	closing := s.closing
 	s.mu.Unlock()
 	if !first {
 		return
@@ -293,17 +288,6 @@ func (s *Sandbox) deathReason() string {
 		return "the sandbox has ended"
 	}
 	return s.death.Error()
-}
-
-// Death tells when the sandbox ended, and why if nobody had asked for it. Only
-// valid after Dead is closed.
-func (s *Sandbox) Death() (at time.Time, why error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.unasked {
-		why = s.death
-	}
-	return s.died, why
 }
 
 // enter adds a container to the table, leave takes it out.

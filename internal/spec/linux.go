@@ -84,9 +84,7 @@ func (t *translation) namespaces(l *specs.Linux) {
 		case specs.UserNamespace:
 			t.refuse("linux.namespaces", unsupportedLinux("linux.uidMappings"))
 		case specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace:
-			if made, ok := t.join(ns); ok {
-				guest = append(guest, made)
-			}
+			guest = append(guest, t.join(ns))
 		case specs.MountNamespace, specs.CgroupNamespace, specs.TimeNamespace:
 			if ns.Path != "" {
 				t.refuse("linux.namespaces", "the %q namespace of another container cannot be joined", string(ns.Type))
@@ -113,24 +111,19 @@ func (t *translation) namespaces(l *specs.Linux) {
 	l.Namespaces = guest
 }
 
-// join resolves a namespace path; ok: the guest's spec lists the namespace. The
-// engine takes the path from a pid that we have told it, of a process on the host,
-// so it says no more than that it is the sandbox's: that of the container that
-// made the sandbox, if none is the sandbox itself.
-func (t *translation) join(ns specs.LinuxNamespace) (guest specs.LinuxNamespace, ok bool) {
+// join resolves a namespace path. The engine takes the path from a pid that we
+// have told it, of a process on the host, so it says no more than that it is
+// the sandbox's: that of the container that made the sandbox.
+func (t *translation) join(ns specs.LinuxNamespace) specs.LinuxNamespace {
 	if ns.Path == "" {
-		return ns, true
-	}
-	if t.opts.Pod {
-		t.plan.Join[string(ns.Type)] = ""
-		return specs.LinuxNamespace{}, false
+		return ns
 	}
 	if len(t.opts.Members) == 0 {
 		t.refuse("linux.namespaces", "the %q namespace at %q is not one of this sandbox", string(ns.Type), ns.Path)
-		return specs.LinuxNamespace{Type: ns.Type}, true
+		return specs.LinuxNamespace{Type: ns.Type}
 	}
 	t.plan.Join[string(ns.Type)] = t.opts.Members[0]
-	return specs.LinuxNamespace{Type: ns.Type}, true
+	return specs.LinuxNamespace{Type: ns.Type}
 }
 
 // resources: limits hold in the guest's cgroup of the container. What is about
@@ -151,17 +144,10 @@ func (t *translation) resources(r *specs.LinuxResources) {
 		c.RealtimeRuntime, c.RealtimePeriod = nil, nil
 	}
 	if b := r.BlockIO; b != nil {
-		for field, n := range map[string]int{
-			"weightDevice":            len(b.WeightDevice),
-			"throttleReadBpsDevice":   len(b.ThrottleReadBpsDevice),
-			"throttleWriteBpsDevice":  len(b.ThrottleWriteBpsDevice),
-			"throttleReadIOPSDevice":  len(b.ThrottleReadIOPSDevice),
-			"throttleWriteIOPSDevice": len(b.ThrottleWriteIOPSDevice),
-		} {
-			if n > 0 {
-				t.refuse("linux.resources.blockIO."+field, "the host's disks are not the guest's")
-			}
+		if len(b.WeightDevice) > 0 {
+			t.refuse("linux.resources.blockIO.weightDevice", weightDevice)
 		}
+		t.limits(b)
 		if b.LeafWeight != nil && *b.LeafWeight != 0 {
 			t.refuse("linux.resources.blockIO.leafWeight", "the guest's cgroups have no leaf weight")
 		}

@@ -3,7 +3,6 @@ package spec
 import (
 	"fmt"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -13,6 +12,7 @@ import (
 // mounts decides for each mount where it is made: binds of the host's files
 // come over the shared directory, kernel file systems are the guest's own.
 func (t *translation) mounts(g *specs.Spec) {
+	kept := g.Mounts[:0]
 	for i := range g.Mounts {
 		m := &g.Mounts[i]
 		field := fmt.Sprintf("mounts[%d] (%s)", i, clip(m.Destination))
@@ -23,14 +23,13 @@ func (t *translation) mounts(g *specs.Spec) {
 			t.refuse(field, "mapped ids are not passed to the guest; leave uidMappings and gidMappings out")
 		}
 		if isBind(m) {
-			t.bind(field, i, m)
+			if !t.bindDevice(field, g, m) {
+				t.bind(field, len(kept), m)
+				kept = append(kept, *m)
+			}
 			continue
 		}
-		if t.opts.Pod && path.Clean(m.Destination) == "/dev/shm" && m.Type == "tmpfs" {
-			// The engine leaves it to the sandbox to have one for all.
-			m.Type, m.Source, m.Options = "bind", GuestShm, []string{"bind", "nosuid", "nodev", "noexec"}
-			continue
-		}
+		kept = append(kept, *m)
 		switch m.Type {
 		case "proc", "sysfs", "tmpfs", "mqueue", "devpts", "cgroup", "cgroup2":
 		case "":
@@ -39,6 +38,7 @@ func (t *translation) mounts(g *specs.Spec) {
 			t.refuse(field, "file systems of type %q are not mounted for a container; mount it on the host and bind it", m.Type)
 		}
 	}
+	g.Mounts = kept
 }
 
 // isBind: the option decides, as in mount(8), and type "bind" means the same.
@@ -95,44 +95,4 @@ func (t *translation) bind(field string, index int, m *specs.Mount) {
 func guestDevice(p string) bool {
 	name, ok := strings.CutPrefix(p, "/dev/")
 	return ok && slices.Contains([]string{"null", "zero", "full", "random", "urandom", "tty"}, name)
-}
-
-// devices refuses what a guest cannot be given. Those that pass are made by
-// the guest's kernel and have no tie to the host's.
-func (t *translation) devices(l *specs.Linux) {
-	var refused []string
-	for _, d := range l.Devices {
-		if !filepath.IsAbs(d.Path) {
-			t.invalid("linux.devices", "%q is not an absolute path", d.Path)
-		}
-		if d.Type != "p" && !virtualDevice(d) {
-			refused = append(refused, d.Path)
-		}
-	}
-	if len(refused) == 0 {
-		return
-	}
-	const few = 5
-	list := strings.Join(refused[:min(few, len(refused))], ", ")
-	if n := len(refused) - few; n > 0 {
-		list += fmt.Sprintf(" and %d more", n)
-	}
-	t.refuse("linux.devices", "devices of the host cannot be given to a virtual machine: %q (with a privileged container, tell the engine not to add the host's devices)", list)
-}
-
-// virtualDevice tells whether the device is one that every Linux kernel makes
-// by itself.
-func virtualDevice(d specs.LinuxDevice) bool {
-	if d.Type != "c" && d.Type != "u" {
-		return false
-	}
-	switch d.Major {
-	case 1: // null, zero, full, random, urandom, kmsg
-		return slices.Contains([]int64{3, 5, 7, 8, 9, 11}, d.Minor)
-	case 5: // tty, console, ptmx
-		return d.Minor <= 2
-	case 10: // /dev/net/tun, /dev/fuse
-		return d.Minor == 200 || d.Minor == 229
-	}
-	return false
 }

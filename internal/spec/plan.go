@@ -3,6 +3,7 @@ package spec
 import (
 	"path"
 	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -11,6 +12,8 @@ import (
 const (
 	// GuestShared is where the guest has the shared directory.
 	GuestShared = "/run/kata/shared"
+	// GuestDisks has the file systems that the guest mounts from disks.
+	GuestDisks = "/run/kata/disks"
 	// GuestShm is the sandbox's /dev/shm, which its containers share.
 	GuestShm = "/dev/shm"
 )
@@ -24,13 +27,15 @@ type Options struct {
 	// Members are the ids of the containers that the sandbox has already, the
 	// oldest first.
 	Members []string
-	// Pod: the sandbox itself has the namespaces that its containers share, and
-	// no container of it.
-	Pod bool
 	// OnTmpfs tells whether a path of the host is on a tmpfs: a bind mount of
 	// one named "shm" onto /dev/shm is the memory that an engine gives its
 	// containers to share, and becomes the guest's. Nil: no path is.
 	OnTmpfs func(path string) bool
+	// BlockDevice tells what a path of the host is if it is a block device: a
+	// bind mount of one becomes a device. Nil: no path is.
+	BlockDevice func(path string) (specs.LinuxDevice, bool)
+	// RootOnDisk: the guest mounts the root file system itself.
+	RootOnDisk bool
 }
 
 // Plan is a container's spec, divided.
@@ -44,8 +49,10 @@ type Plan struct {
 	// Binds are to be shown to the guest, which is told by Locate where each
 	// is.
 	Binds []Bind
-	// Join maps a namespace type to the container whose namespace is joined,
-	// empty for the sandbox's own.
+	// Devices are block devices of the host that the container gets. The
+	// guest's spec has an entry for each, without a number.
+	Devices []Device
+	// Join maps a namespace type to the container whose namespace is joined.
 	Join map[string]string
 	// NetNS is the path of the network namespace that is given, empty when
 	// the spec asks for a new one.
@@ -86,6 +93,27 @@ func (p *Plan) Locate(b Bind, name string, split bool) {
 		// with the attributes of what it is below. The host knows them apart.
 		m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" })
 	}
+}
+
+// Device is a block device of the host that a container gets.
+type Device struct {
+	// Path is where the container has it.
+	Path string
+	// Major and Minor are its number on the host.
+	Major, Minor uint32
+	// Access is what the spec's rules let the container do, as they say it:
+	// "rwm" or some letters of it.
+	Access string
+	Limits DeviceLimits
+}
+
+// ReadOnly tells whether the container may not write to the device.
+func (d Device) ReadOnly() bool { return !strings.Contains(d.Access, "w") }
+
+// DeviceLimits are how much of a device may be used each second, 0 for no limit.
+type DeviceLimits struct {
+	ReadBytes, WriteBytes           uint64
+	ReadOperations, WriteOperations uint64
 }
 
 // Hooks are those of the spec that run in the host's namespaces.

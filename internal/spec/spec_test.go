@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -219,35 +220,6 @@ func TestJoinTheSandbox(t *testing.T) {
 	}
 }
 
-// TestJoinThePod: where the sandbox is the pod, a container has its namespaces and
-// its shared memory, without one that has made them.
-func TestJoinThePod(t *testing.T) {
-	s := base()
-	for i, ns := range s.Linux.Namespaces {
-		if ns.Type == "ipc" || ns.Type == "uts" || ns.Type == "pid" {
-			s.Linux.Namespaces[i].Path = "/proc/123/ns/" + string(ns.Type)
-		}
-	}
-	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"size=65536k"}})
-	o := options()
-	o.Pod = true
-	plan, err := Translate(s, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(map[string]string{"ipc": "", "uts": "", "pid": ""}, plan.Join); diff != "" {
-		t.Errorf("joined (-want +got):\n%s", diff)
-	}
-	for _, ns := range plan.Guest.Linux.Namespaces {
-		if ns.Type == "ipc" || ns.Type == "uts" || ns.Type == "pid" {
-			t.Errorf("the guest is to make a namespace: %v", ns)
-		}
-	}
-	if m := plan.Guest.Mounts[len(plan.Guest.Mounts)-1]; m.Source != GuestShm || m.Type != "bind" {
-		t.Errorf("shared memory: %v", m)
-	}
-}
-
 func TestRefused(t *testing.T) {
 	drop := func(s *specs.Spec, typ specs.LinuxNamespaceType) {
 		var kept []specs.LinuxNamespace
@@ -336,6 +308,10 @@ func TestPrivilegedDevicesAreToldShortly(t *testing.T) {
 	s := base()
 	for range 300 {
 		s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: "/dev/sd" + strings.Repeat("x", 90), Type: "b", Major: 8})
+	}
+	s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}}
+	for i := range s.Linux.Devices {
+		s.Linux.Devices[i].Path += strconv.Itoa(i)
 	}
 	_, err := Translate(s, options())
 	if err == nil || len(err.Error()) > 1000 || !strings.Contains(err.Error(), "privileged") {
@@ -448,6 +424,11 @@ func FuzzLoad(f *testing.F) {
 		for _, ns := range plan.Guest.Linux.Namespaces {
 			if ns.Path != "" {
 				t.Errorf("namespace path for the guest: %v", ns)
+			}
+		}
+		for _, d := range plan.Guest.Linux.Devices {
+			if d.Type == "b" && (d.Major != 0 || d.Minor != 0) {
+				t.Errorf("block device of the guest with a number of the host: %v", d)
 			}
 		}
 	})

@@ -44,8 +44,9 @@ func clone(s *specs.Spec) (*specs.Spec, error) {
 // guest's and fills the plan.
 type translation struct {
 	problems
-	opts Options
-	plan *Plan
+	opts  Options
+	plan  *Plan
+	bound []specs.LinuxDevice // block devices that came as bind mounts
 }
 
 func (t *translation) whole(g *specs.Spec) {
@@ -80,6 +81,9 @@ func (t *translation) root(g *specs.Spec) {
 	t.plan.Rootfs = t.hostPath(g.Root.Path)
 	t.plan.RootReadonly = g.Root.Readonly
 	g.Root.Path = path.Join(GuestShared, t.opts.ID, "rootfs")
+	if t.opts.RootOnDisk {
+		g.Root.Path = path.Join(GuestDisks, t.opts.ID)
+	}
 }
 
 // hostPath makes a path of the spec absolute.

@@ -73,7 +73,7 @@ func (x NextEventResponse_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NextEventResponse_Kind.Descriptor instead.
 func (NextEventResponse_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49, 0}
+	return file_agent_proto_rawDescGZIP(), []int{50, 0}
 }
 
 type DetailsRequest struct {
@@ -318,8 +318,7 @@ type SetupSandboxRequest struct {
 	Network  *Network               `protobuf:"bytes,4,opt,name=network,proto3" json:"network,omitempty"`
 	// Size of the shared /dev/shm of the pod; 0 means 64 MiB.
 	ShmBytes uint64 `protobuf:"varint,5,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
-	// Sysctls of the sandbox's network namespace (net.*), which is the guest's, and
-	// of the guest's IPC namespace.
+	// Sysctls of the sandbox's network namespace (net.*), which is the guest's.
 	Sysctls       map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	TimeUnixNs    int64             `protobuf:"varint,7,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"`
 	Entropy       []byte            `protobuf:"bytes,8,opt,name=entropy,proto3" json:"entropy,omitempty"`
@@ -1064,12 +1063,14 @@ type CreateContainerRequest struct {
 	Storages []*Storage `protobuf:"bytes,3,rep,name=storages,proto3" json:"storages,omitempty"`
 	Stdio    *Stdio     `protobuf:"bytes,4,opt,name=stdio,proto3" json:"stdio,omitempty"`
 	// Namespace type of the OCI spec ("pid", "ipc", "uts", ...) to the id of the
-	// container whose namespace is joined; no id: the sandbox's own, and the spec
-	// does not list the type. A type that the spec lists and that is not named
-	// here is made new. The network is always the guest's.
+	// container whose namespace is joined. A type that the spec lists and that
+	// is not named here is made new. The network is always the guest's.
 	JoinNamespaces map[string]string `protobuf:"bytes,5,rep,name=join_namespaces,json=joinNamespaces,proto3" json:"join_namespaces,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Block devices of the spec. The numbers that the spec has for them mean
+	// nothing: the agent puts the guest's in their place.
+	BlockDevices  []*BlockDevice `protobuf:"bytes,6,rep,name=block_devices,json=blockDevices,proto3" json:"block_devices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
@@ -1137,6 +1138,74 @@ func (x *CreateContainerRequest) GetJoinNamespaces() map[string]string {
 	return nil
 }
 
+func (x *CreateContainerRequest) GetBlockDevices() []*BlockDevice {
+	if x != nil {
+		return x.BlockDevices
+	}
+	return nil
+}
+
+// BlockDevice says which disk is a device of the spec.
+type BlockDevice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`     // in linux.devices of the spec
+	Serial        string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"` // of the disk
+	Access        string                 `protobuf:"bytes,3,opt,name=access,proto3" json:"access,omitempty"` // as in a rule of linux.resources.devices: "r", "rw", "rwm"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockDevice) Reset() {
+	*x = BlockDevice{}
+	mi := &file_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockDevice) ProtoMessage() {}
+
+func (x *BlockDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockDevice.ProtoReflect.Descriptor instead.
+func (*BlockDevice) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *BlockDevice) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *BlockDevice) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *BlockDevice) GetAccess() string {
+	if x != nil {
+		return x.Access
+	}
+	return ""
+}
+
 type CreateContainerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -1146,7 +1215,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1227,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1240,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -1193,7 +1262,7 @@ type CreateExecRequest struct {
 
 func (x *CreateExecRequest) Reset() {
 	*x = CreateExecRequest{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1274,7 @@ func (x *CreateExecRequest) String() string {
 func (*CreateExecRequest) ProtoMessage() {}
 
 func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1287,7 @@ func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExecRequest.ProtoReflect.Descriptor instead.
 func (*CreateExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateExecRequest) GetContainer() string {
@@ -1257,7 +1326,7 @@ type CreateExecResponse struct {
 
 func (x *CreateExecResponse) Reset() {
 	*x = CreateExecResponse{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1338,7 @@ func (x *CreateExecResponse) String() string {
 func (*CreateExecResponse) ProtoMessage() {}
 
 func (x *CreateExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1351,7 @@ func (x *CreateExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExecResponse.ProtoReflect.Descriptor instead.
 func (*CreateExecResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 // In all that follows an empty exec means the container's init process.
@@ -1296,7 +1365,7 @@ type StartProcessRequest struct {
 
 func (x *StartProcessRequest) Reset() {
 	*x = StartProcessRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1377,7 @@ func (x *StartProcessRequest) String() string {
 func (*StartProcessRequest) ProtoMessage() {}
 
 func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1390,7 @@ func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessRequest.ProtoReflect.Descriptor instead.
 func (*StartProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StartProcessRequest) GetContainer() string {
@@ -1347,7 +1416,7 @@ type StartProcessResponse struct {
 
 func (x *StartProcessResponse) Reset() {
 	*x = StartProcessResponse{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1359,7 +1428,7 @@ func (x *StartProcessResponse) String() string {
 func (*StartProcessResponse) ProtoMessage() {}
 
 func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1372,7 +1441,7 @@ func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessResponse.ProtoReflect.Descriptor instead.
 func (*StartProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StartProcessResponse) GetPid() uint32 {
@@ -1394,7 +1463,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1475,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1488,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SignalProcessRequest) GetContainer() string {
@@ -1458,7 +1527,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1539,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1552,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 type WaitProcessRequest struct {
@@ -1496,7 +1565,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1577,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1590,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WaitProcessRequest) GetContainer() string {
@@ -1551,7 +1620,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1632,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1645,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WaitProcessResponse) GetExitCode() uint32 {
@@ -1612,7 +1681,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1693,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1706,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResizeTerminalRequest) GetContainer() string {
@@ -1676,7 +1745,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1757,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1770,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type DeleteProcessRequest struct {
@@ -1714,7 +1783,7 @@ type DeleteProcessRequest struct {
 
 func (x *DeleteProcessRequest) Reset() {
 	*x = DeleteProcessRequest{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +1795,7 @@ func (x *DeleteProcessRequest) String() string {
 func (*DeleteProcessRequest) ProtoMessage() {}
 
 func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +1808,7 @@ func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessRequest.ProtoReflect.Descriptor instead.
 func (*DeleteProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeleteProcessRequest) GetContainer() string {
@@ -1764,7 +1833,7 @@ type DeleteProcessResponse struct {
 
 func (x *DeleteProcessResponse) Reset() {
 	*x = DeleteProcessResponse{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1845,7 @@ func (x *DeleteProcessResponse) String() string {
 func (*DeleteProcessResponse) ProtoMessage() {}
 
 func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1858,7 @@ func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessResponse.ProtoReflect.Descriptor instead.
 func (*DeleteProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 type DeleteContainerRequest struct {
@@ -1801,7 +1870,7 @@ type DeleteContainerRequest struct {
 
 func (x *DeleteContainerRequest) Reset() {
 	*x = DeleteContainerRequest{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1882,7 @@ func (x *DeleteContainerRequest) String() string {
 func (*DeleteContainerRequest) ProtoMessage() {}
 
 func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +1895,7 @@ func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerRequest.ProtoReflect.Descriptor instead.
 func (*DeleteContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteContainerRequest) GetContainer() string {
@@ -1844,7 +1913,7 @@ type DeleteContainerResponse struct {
 
 func (x *DeleteContainerResponse) Reset() {
 	*x = DeleteContainerResponse{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1856,7 +1925,7 @@ func (x *DeleteContainerResponse) String() string {
 func (*DeleteContainerResponse) ProtoMessage() {}
 
 func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1869,7 +1938,7 @@ func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerResponse.ProtoReflect.Descriptor instead.
 func (*DeleteContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type PauseContainerRequest struct {
@@ -1881,7 +1950,7 @@ type PauseContainerRequest struct {
 
 func (x *PauseContainerRequest) Reset() {
 	*x = PauseContainerRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1893,7 +1962,7 @@ func (x *PauseContainerRequest) String() string {
 func (*PauseContainerRequest) ProtoMessage() {}
 
 func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1906,7 +1975,7 @@ func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseContainerRequest.ProtoReflect.Descriptor instead.
 func (*PauseContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PauseContainerRequest) GetContainer() string {
@@ -1924,7 +1993,7 @@ type PauseContainerResponse struct {
 
 func (x *PauseContainerResponse) Reset() {
 	*x = PauseContainerResponse{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2005,7 @@ func (x *PauseContainerResponse) String() string {
 func (*PauseContainerResponse) ProtoMessage() {}
 
 func (x *PauseContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2018,7 @@ func (x *PauseContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseContainerResponse.ProtoReflect.Descriptor instead.
 func (*PauseContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type ResumeContainerRequest struct {
@@ -1961,7 +2030,7 @@ type ResumeContainerRequest struct {
 
 func (x *ResumeContainerRequest) Reset() {
 	*x = ResumeContainerRequest{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1973,7 +2042,7 @@ func (x *ResumeContainerRequest) String() string {
 func (*ResumeContainerRequest) ProtoMessage() {}
 
 func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1986,7 +2055,7 @@ func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeContainerRequest.ProtoReflect.Descriptor instead.
 func (*ResumeContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResumeContainerRequest) GetContainer() string {
@@ -2004,7 +2073,7 @@ type ResumeContainerResponse struct {
 
 func (x *ResumeContainerResponse) Reset() {
 	*x = ResumeContainerResponse{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2085,7 @@ func (x *ResumeContainerResponse) String() string {
 func (*ResumeContainerResponse) ProtoMessage() {}
 
 func (x *ResumeContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2098,7 @@ func (x *ResumeContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeContainerResponse.ProtoReflect.Descriptor instead.
 func (*ResumeContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 type UpdateContainerRequest struct {
@@ -2042,7 +2111,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2123,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2067,7 +2136,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UpdateContainerRequest) GetContainer() string {
@@ -2092,7 +2161,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2173,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2186,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type StatsContainerRequest struct {
@@ -2129,7 +2198,7 @@ type StatsContainerRequest struct {
 
 func (x *StatsContainerRequest) Reset() {
 	*x = StatsContainerRequest{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2210,7 @@ func (x *StatsContainerRequest) String() string {
 func (*StatsContainerRequest) ProtoMessage() {}
 
 func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2223,7 @@ func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerRequest.ProtoReflect.Descriptor instead.
 func (*StatsContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatsContainerRequest) GetContainer() string {
@@ -2177,7 +2246,7 @@ type StatsContainerResponse struct {
 
 func (x *StatsContainerResponse) Reset() {
 	*x = StatsContainerResponse{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2189,7 +2258,7 @@ func (x *StatsContainerResponse) String() string {
 func (*StatsContainerResponse) ProtoMessage() {}
 
 func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2202,7 +2271,7 @@ func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerResponse.ProtoReflect.Descriptor instead.
 func (*StatsContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatsContainerResponse) GetCpu() *CPUStats {
@@ -2254,7 +2323,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2335,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2348,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -2341,7 +2410,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2353,7 +2422,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2366,7 +2435,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -2435,7 +2504,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +2516,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +2529,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -2491,7 +2560,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2572,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2585,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -2578,7 +2647,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +2659,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +2672,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *NetworkStats) GetName() string {
@@ -2678,7 +2747,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2690,7 +2759,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2703,7 +2772,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListProcessesRequest) GetContainer() string {
@@ -2722,7 +2791,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2734,7 +2803,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2747,7 +2816,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -2771,7 +2840,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2783,7 +2852,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2796,7 +2865,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2849,7 +2918,7 @@ type NextEventRequest struct {
 
 func (x *NextEventRequest) Reset() {
 	*x = NextEventRequest{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +2930,7 @@ func (x *NextEventRequest) String() string {
 func (*NextEventRequest) ProtoMessage() {}
 
 func (x *NextEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +2943,7 @@ func (x *NextEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextEventRequest.ProtoReflect.Descriptor instead.
 func (*NextEventRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 type NextEventResponse struct {
@@ -2887,7 +2956,7 @@ type NextEventResponse struct {
 
 func (x *NextEventResponse) Reset() {
 	*x = NextEventResponse{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +2968,7 @@ func (x *NextEventResponse) String() string {
 func (*NextEventResponse) ProtoMessage() {}
 
 func (x *NextEventResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +2981,7 @@ func (x *NextEventResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextEventResponse.ProtoReflect.Descriptor instead.
 func (*NextEventResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *NextEventResponse) GetKind() NextEventResponse_Kind {
@@ -2937,7 +3006,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2949,7 +3018,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2962,7 +3031,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 type ShutdownResponse struct {
@@ -2973,7 +3042,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2985,7 +3054,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2998,7 +3067,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 var File_agent_proto protoreflect.FileDescriptor
@@ -3077,16 +3146,21 @@ const file_agent_proto_rawDesc = "" +
 	"\x05Stdio\x12\x14\n" +
 	"\x05stdin\x18\x01 \x01(\bR\x05stdin\x12\x16\n" +
 	"\x06stdout\x18\x02 \x01(\bR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x03 \x01(\bR\x06stderr\"\xc3\x02\n" +
+	"\x06stderr\x18\x03 \x01(\bR\x06stderr\"\x84\x03\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x122\n" +
 	"\bstorages\x18\x03 \x03(\v2\x16.kata.agent.v1.StorageR\bstorages\x12*\n" +
 	"\x05stdio\x18\x04 \x01(\v2\x14.kata.agent.v1.StdioR\x05stdio\x12b\n" +
-	"\x0fjoin_namespaces\x18\x05 \x03(\v29.kata.agent.v1.CreateContainerRequest.JoinNamespacesEntryR\x0ejoinNamespaces\x1aA\n" +
+	"\x0fjoin_namespaces\x18\x05 \x03(\v29.kata.agent.v1.CreateContainerRequest.JoinNamespacesEntryR\x0ejoinNamespaces\x12?\n" +
+	"\rblock_devices\x18\x06 \x03(\v2\x1a.kata.agent.v1.BlockDeviceR\fblockDevices\x1aA\n" +
 	"\x13JoinNamespacesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"+\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
+	"\vBlockDevice\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x16\n" +
+	"\x06access\x18\x03 \x01(\tR\x06access\"+\n" +
 	"\x17CreateContainerResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x8b\x01\n" +
 	"\x11CreateExecRequest\x12\x1c\n" +
@@ -3250,7 +3324,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_agent_proto_goTypes = []any{
 	(NextEventResponse_Kind)(0),     // 0: kata.agent.v1.NextEventResponse.Kind
 	(*DetailsRequest)(nil),          // 1: kata.agent.v1.DetailsRequest
@@ -3270,110 +3344,112 @@ var file_agent_proto_goTypes = []any{
 	(*AddEntropyResponse)(nil),      // 15: kata.agent.v1.AddEntropyResponse
 	(*Stdio)(nil),                   // 16: kata.agent.v1.Stdio
 	(*CreateContainerRequest)(nil),  // 17: kata.agent.v1.CreateContainerRequest
-	(*CreateContainerResponse)(nil), // 18: kata.agent.v1.CreateContainerResponse
-	(*CreateExecRequest)(nil),       // 19: kata.agent.v1.CreateExecRequest
-	(*CreateExecResponse)(nil),      // 20: kata.agent.v1.CreateExecResponse
-	(*StartProcessRequest)(nil),     // 21: kata.agent.v1.StartProcessRequest
-	(*StartProcessResponse)(nil),    // 22: kata.agent.v1.StartProcessResponse
-	(*SignalProcessRequest)(nil),    // 23: kata.agent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),   // 24: kata.agent.v1.SignalProcessResponse
-	(*WaitProcessRequest)(nil),      // 25: kata.agent.v1.WaitProcessRequest
-	(*WaitProcessResponse)(nil),     // 26: kata.agent.v1.WaitProcessResponse
-	(*ResizeTerminalRequest)(nil),   // 27: kata.agent.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),  // 28: kata.agent.v1.ResizeTerminalResponse
-	(*DeleteProcessRequest)(nil),    // 29: kata.agent.v1.DeleteProcessRequest
-	(*DeleteProcessResponse)(nil),   // 30: kata.agent.v1.DeleteProcessResponse
-	(*DeleteContainerRequest)(nil),  // 31: kata.agent.v1.DeleteContainerRequest
-	(*DeleteContainerResponse)(nil), // 32: kata.agent.v1.DeleteContainerResponse
-	(*PauseContainerRequest)(nil),   // 33: kata.agent.v1.PauseContainerRequest
-	(*PauseContainerResponse)(nil),  // 34: kata.agent.v1.PauseContainerResponse
-	(*ResumeContainerRequest)(nil),  // 35: kata.agent.v1.ResumeContainerRequest
-	(*ResumeContainerResponse)(nil), // 36: kata.agent.v1.ResumeContainerResponse
-	(*UpdateContainerRequest)(nil),  // 37: kata.agent.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil), // 38: kata.agent.v1.UpdateContainerResponse
-	(*StatsContainerRequest)(nil),   // 39: kata.agent.v1.StatsContainerRequest
-	(*StatsContainerResponse)(nil),  // 40: kata.agent.v1.StatsContainerResponse
-	(*CPUStats)(nil),                // 41: kata.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 42: kata.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 43: kata.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 44: kata.agent.v1.IOStats
-	(*NetworkStats)(nil),            // 45: kata.agent.v1.NetworkStats
-	(*ListProcessesRequest)(nil),    // 46: kata.agent.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),   // 47: kata.agent.v1.ListProcessesResponse
-	(*Process)(nil),                 // 48: kata.agent.v1.Process
-	(*NextEventRequest)(nil),        // 49: kata.agent.v1.NextEventRequest
-	(*NextEventResponse)(nil),       // 50: kata.agent.v1.NextEventResponse
-	(*ShutdownRequest)(nil),         // 51: kata.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 52: kata.agent.v1.ShutdownResponse
-	nil,                             // 53: kata.agent.v1.SetupSandboxRequest.SysctlsEntry
-	nil,                             // 54: kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
-	nil,                             // 55: kata.agent.v1.MemoryStats.StatEntry
+	(*BlockDevice)(nil),             // 18: kata.agent.v1.BlockDevice
+	(*CreateContainerResponse)(nil), // 19: kata.agent.v1.CreateContainerResponse
+	(*CreateExecRequest)(nil),       // 20: kata.agent.v1.CreateExecRequest
+	(*CreateExecResponse)(nil),      // 21: kata.agent.v1.CreateExecResponse
+	(*StartProcessRequest)(nil),     // 22: kata.agent.v1.StartProcessRequest
+	(*StartProcessResponse)(nil),    // 23: kata.agent.v1.StartProcessResponse
+	(*SignalProcessRequest)(nil),    // 24: kata.agent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),   // 25: kata.agent.v1.SignalProcessResponse
+	(*WaitProcessRequest)(nil),      // 26: kata.agent.v1.WaitProcessRequest
+	(*WaitProcessResponse)(nil),     // 27: kata.agent.v1.WaitProcessResponse
+	(*ResizeTerminalRequest)(nil),   // 28: kata.agent.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),  // 29: kata.agent.v1.ResizeTerminalResponse
+	(*DeleteProcessRequest)(nil),    // 30: kata.agent.v1.DeleteProcessRequest
+	(*DeleteProcessResponse)(nil),   // 31: kata.agent.v1.DeleteProcessResponse
+	(*DeleteContainerRequest)(nil),  // 32: kata.agent.v1.DeleteContainerRequest
+	(*DeleteContainerResponse)(nil), // 33: kata.agent.v1.DeleteContainerResponse
+	(*PauseContainerRequest)(nil),   // 34: kata.agent.v1.PauseContainerRequest
+	(*PauseContainerResponse)(nil),  // 35: kata.agent.v1.PauseContainerResponse
+	(*ResumeContainerRequest)(nil),  // 36: kata.agent.v1.ResumeContainerRequest
+	(*ResumeContainerResponse)(nil), // 37: kata.agent.v1.ResumeContainerResponse
+	(*UpdateContainerRequest)(nil),  // 38: kata.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil), // 39: kata.agent.v1.UpdateContainerResponse
+	(*StatsContainerRequest)(nil),   // 40: kata.agent.v1.StatsContainerRequest
+	(*StatsContainerResponse)(nil),  // 41: kata.agent.v1.StatsContainerResponse
+	(*CPUStats)(nil),                // 42: kata.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 43: kata.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 44: kata.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 45: kata.agent.v1.IOStats
+	(*NetworkStats)(nil),            // 46: kata.agent.v1.NetworkStats
+	(*ListProcessesRequest)(nil),    // 47: kata.agent.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 48: kata.agent.v1.ListProcessesResponse
+	(*Process)(nil),                 // 49: kata.agent.v1.Process
+	(*NextEventRequest)(nil),        // 50: kata.agent.v1.NextEventRequest
+	(*NextEventResponse)(nil),       // 51: kata.agent.v1.NextEventResponse
+	(*ShutdownRequest)(nil),         // 52: kata.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 53: kata.agent.v1.ShutdownResponse
+	nil,                             // 54: kata.agent.v1.SetupSandboxRequest.SysctlsEntry
+	nil,                             // 55: kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
+	nil,                             // 56: kata.agent.v1.MemoryStats.StatEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	3,  // 0: kata.agent.v1.SetupSandboxRequest.storages:type_name -> kata.agent.v1.Storage
 	6,  // 1: kata.agent.v1.SetupSandboxRequest.network:type_name -> kata.agent.v1.Network
-	53, // 2: kata.agent.v1.SetupSandboxRequest.sysctls:type_name -> kata.agent.v1.SetupSandboxRequest.SysctlsEntry
+	54, // 2: kata.agent.v1.SetupSandboxRequest.sysctls:type_name -> kata.agent.v1.SetupSandboxRequest.SysctlsEntry
 	7,  // 3: kata.agent.v1.Network.interfaces:type_name -> kata.agent.v1.Interface
 	8,  // 4: kata.agent.v1.Network.routes:type_name -> kata.agent.v1.Route
 	9,  // 5: kata.agent.v1.Network.neighbors:type_name -> kata.agent.v1.Neighbor
 	6,  // 6: kata.agent.v1.UpdateNetworkRequest.network:type_name -> kata.agent.v1.Network
 	3,  // 7: kata.agent.v1.CreateContainerRequest.storages:type_name -> kata.agent.v1.Storage
 	16, // 8: kata.agent.v1.CreateContainerRequest.stdio:type_name -> kata.agent.v1.Stdio
-	54, // 9: kata.agent.v1.CreateContainerRequest.join_namespaces:type_name -> kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
-	16, // 10: kata.agent.v1.CreateExecRequest.stdio:type_name -> kata.agent.v1.Stdio
-	41, // 11: kata.agent.v1.StatsContainerResponse.cpu:type_name -> kata.agent.v1.CPUStats
-	42, // 12: kata.agent.v1.StatsContainerResponse.memory:type_name -> kata.agent.v1.MemoryStats
-	43, // 13: kata.agent.v1.StatsContainerResponse.pids:type_name -> kata.agent.v1.PidsStats
-	44, // 14: kata.agent.v1.StatsContainerResponse.io:type_name -> kata.agent.v1.IOStats
-	45, // 15: kata.agent.v1.StatsContainerResponse.network:type_name -> kata.agent.v1.NetworkStats
-	55, // 16: kata.agent.v1.MemoryStats.stat:type_name -> kata.agent.v1.MemoryStats.StatEntry
-	48, // 17: kata.agent.v1.ListProcessesResponse.processes:type_name -> kata.agent.v1.Process
-	0,  // 18: kata.agent.v1.NextEventResponse.kind:type_name -> kata.agent.v1.NextEventResponse.Kind
-	1,  // 19: kata.agent.v1.Agent.Details:input_type -> kata.agent.v1.DetailsRequest
-	4,  // 20: kata.agent.v1.Agent.SetupSandbox:input_type -> kata.agent.v1.SetupSandboxRequest
-	10, // 21: kata.agent.v1.Agent.UpdateNetwork:input_type -> kata.agent.v1.UpdateNetworkRequest
-	12, // 22: kata.agent.v1.Agent.SetTime:input_type -> kata.agent.v1.SetTimeRequest
-	14, // 23: kata.agent.v1.Agent.AddEntropy:input_type -> kata.agent.v1.AddEntropyRequest
-	17, // 24: kata.agent.v1.Agent.CreateContainer:input_type -> kata.agent.v1.CreateContainerRequest
-	19, // 25: kata.agent.v1.Agent.CreateExec:input_type -> kata.agent.v1.CreateExecRequest
-	21, // 26: kata.agent.v1.Agent.StartProcess:input_type -> kata.agent.v1.StartProcessRequest
-	23, // 27: kata.agent.v1.Agent.SignalProcess:input_type -> kata.agent.v1.SignalProcessRequest
-	25, // 28: kata.agent.v1.Agent.WaitProcess:input_type -> kata.agent.v1.WaitProcessRequest
-	27, // 29: kata.agent.v1.Agent.ResizeTerminal:input_type -> kata.agent.v1.ResizeTerminalRequest
-	29, // 30: kata.agent.v1.Agent.DeleteProcess:input_type -> kata.agent.v1.DeleteProcessRequest
-	31, // 31: kata.agent.v1.Agent.DeleteContainer:input_type -> kata.agent.v1.DeleteContainerRequest
-	33, // 32: kata.agent.v1.Agent.PauseContainer:input_type -> kata.agent.v1.PauseContainerRequest
-	35, // 33: kata.agent.v1.Agent.ResumeContainer:input_type -> kata.agent.v1.ResumeContainerRequest
-	37, // 34: kata.agent.v1.Agent.UpdateContainer:input_type -> kata.agent.v1.UpdateContainerRequest
-	39, // 35: kata.agent.v1.Agent.StatsContainer:input_type -> kata.agent.v1.StatsContainerRequest
-	46, // 36: kata.agent.v1.Agent.ListProcesses:input_type -> kata.agent.v1.ListProcessesRequest
-	49, // 37: kata.agent.v1.Agent.NextEvent:input_type -> kata.agent.v1.NextEventRequest
-	51, // 38: kata.agent.v1.Agent.Shutdown:input_type -> kata.agent.v1.ShutdownRequest
-	2,  // 39: kata.agent.v1.Agent.Details:output_type -> kata.agent.v1.DetailsResponse
-	5,  // 40: kata.agent.v1.Agent.SetupSandbox:output_type -> kata.agent.v1.SetupSandboxResponse
-	11, // 41: kata.agent.v1.Agent.UpdateNetwork:output_type -> kata.agent.v1.UpdateNetworkResponse
-	13, // 42: kata.agent.v1.Agent.SetTime:output_type -> kata.agent.v1.SetTimeResponse
-	15, // 43: kata.agent.v1.Agent.AddEntropy:output_type -> kata.agent.v1.AddEntropyResponse
-	18, // 44: kata.agent.v1.Agent.CreateContainer:output_type -> kata.agent.v1.CreateContainerResponse
-	20, // 45: kata.agent.v1.Agent.CreateExec:output_type -> kata.agent.v1.CreateExecResponse
-	22, // 46: kata.agent.v1.Agent.StartProcess:output_type -> kata.agent.v1.StartProcessResponse
-	24, // 47: kata.agent.v1.Agent.SignalProcess:output_type -> kata.agent.v1.SignalProcessResponse
-	26, // 48: kata.agent.v1.Agent.WaitProcess:output_type -> kata.agent.v1.WaitProcessResponse
-	28, // 49: kata.agent.v1.Agent.ResizeTerminal:output_type -> kata.agent.v1.ResizeTerminalResponse
-	30, // 50: kata.agent.v1.Agent.DeleteProcess:output_type -> kata.agent.v1.DeleteProcessResponse
-	32, // 51: kata.agent.v1.Agent.DeleteContainer:output_type -> kata.agent.v1.DeleteContainerResponse
-	34, // 52: kata.agent.v1.Agent.PauseContainer:output_type -> kata.agent.v1.PauseContainerResponse
-	36, // 53: kata.agent.v1.Agent.ResumeContainer:output_type -> kata.agent.v1.ResumeContainerResponse
-	38, // 54: kata.agent.v1.Agent.UpdateContainer:output_type -> kata.agent.v1.UpdateContainerResponse
-	40, // 55: kata.agent.v1.Agent.StatsContainer:output_type -> kata.agent.v1.StatsContainerResponse
-	47, // 56: kata.agent.v1.Agent.ListProcesses:output_type -> kata.agent.v1.ListProcessesResponse
-	50, // 57: kata.agent.v1.Agent.NextEvent:output_type -> kata.agent.v1.NextEventResponse
-	52, // 58: kata.agent.v1.Agent.Shutdown:output_type -> kata.agent.v1.ShutdownResponse
-	39, // [39:59] is the sub-list for method output_type
-	19, // [19:39] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	55, // 9: kata.agent.v1.CreateContainerRequest.join_namespaces:type_name -> kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
+	18, // 10: kata.agent.v1.CreateContainerRequest.block_devices:type_name -> kata.agent.v1.BlockDevice
+	16, // 11: kata.agent.v1.CreateExecRequest.stdio:type_name -> kata.agent.v1.Stdio
+	42, // 12: kata.agent.v1.StatsContainerResponse.cpu:type_name -> kata.agent.v1.CPUStats
+	43, // 13: kata.agent.v1.StatsContainerResponse.memory:type_name -> kata.agent.v1.MemoryStats
+	44, // 14: kata.agent.v1.StatsContainerResponse.pids:type_name -> kata.agent.v1.PidsStats
+	45, // 15: kata.agent.v1.StatsContainerResponse.io:type_name -> kata.agent.v1.IOStats
+	46, // 16: kata.agent.v1.StatsContainerResponse.network:type_name -> kata.agent.v1.NetworkStats
+	56, // 17: kata.agent.v1.MemoryStats.stat:type_name -> kata.agent.v1.MemoryStats.StatEntry
+	49, // 18: kata.agent.v1.ListProcessesResponse.processes:type_name -> kata.agent.v1.Process
+	0,  // 19: kata.agent.v1.NextEventResponse.kind:type_name -> kata.agent.v1.NextEventResponse.Kind
+	1,  // 20: kata.agent.v1.Agent.Details:input_type -> kata.agent.v1.DetailsRequest
+	4,  // 21: kata.agent.v1.Agent.SetupSandbox:input_type -> kata.agent.v1.SetupSandboxRequest
+	10, // 22: kata.agent.v1.Agent.UpdateNetwork:input_type -> kata.agent.v1.UpdateNetworkRequest
+	12, // 23: kata.agent.v1.Agent.SetTime:input_type -> kata.agent.v1.SetTimeRequest
+	14, // 24: kata.agent.v1.Agent.AddEntropy:input_type -> kata.agent.v1.AddEntropyRequest
+	17, // 25: kata.agent.v1.Agent.CreateContainer:input_type -> kata.agent.v1.CreateContainerRequest
+	20, // 26: kata.agent.v1.Agent.CreateExec:input_type -> kata.agent.v1.CreateExecRequest
+	22, // 27: kata.agent.v1.Agent.StartProcess:input_type -> kata.agent.v1.StartProcessRequest
+	24, // 28: kata.agent.v1.Agent.SignalProcess:input_type -> kata.agent.v1.SignalProcessRequest
+	26, // 29: kata.agent.v1.Agent.WaitProcess:input_type -> kata.agent.v1.WaitProcessRequest
+	28, // 30: kata.agent.v1.Agent.ResizeTerminal:input_type -> kata.agent.v1.ResizeTerminalRequest
+	30, // 31: kata.agent.v1.Agent.DeleteProcess:input_type -> kata.agent.v1.DeleteProcessRequest
+	32, // 32: kata.agent.v1.Agent.DeleteContainer:input_type -> kata.agent.v1.DeleteContainerRequest
+	34, // 33: kata.agent.v1.Agent.PauseContainer:input_type -> kata.agent.v1.PauseContainerRequest
+	36, // 34: kata.agent.v1.Agent.ResumeContainer:input_type -> kata.agent.v1.ResumeContainerRequest
+	38, // 35: kata.agent.v1.Agent.UpdateContainer:input_type -> kata.agent.v1.UpdateContainerRequest
+	40, // 36: kata.agent.v1.Agent.StatsContainer:input_type -> kata.agent.v1.StatsContainerRequest
+	47, // 37: kata.agent.v1.Agent.ListProcesses:input_type -> kata.agent.v1.ListProcessesRequest
+	50, // 38: kata.agent.v1.Agent.NextEvent:input_type -> kata.agent.v1.NextEventRequest
+	52, // 39: kata.agent.v1.Agent.Shutdown:input_type -> kata.agent.v1.ShutdownRequest
+	2,  // 40: kata.agent.v1.Agent.Details:output_type -> kata.agent.v1.DetailsResponse
+	5,  // 41: kata.agent.v1.Agent.SetupSandbox:output_type -> kata.agent.v1.SetupSandboxResponse
+	11, // 42: kata.agent.v1.Agent.UpdateNetwork:output_type -> kata.agent.v1.UpdateNetworkResponse
+	13, // 43: kata.agent.v1.Agent.SetTime:output_type -> kata.agent.v1.SetTimeResponse
+	15, // 44: kata.agent.v1.Agent.AddEntropy:output_type -> kata.agent.v1.AddEntropyResponse
+	19, // 45: kata.agent.v1.Agent.CreateContainer:output_type -> kata.agent.v1.CreateContainerResponse
+	21, // 46: kata.agent.v1.Agent.CreateExec:output_type -> kata.agent.v1.CreateExecResponse
+	23, // 47: kata.agent.v1.Agent.StartProcess:output_type -> kata.agent.v1.StartProcessResponse
+	25, // 48: kata.agent.v1.Agent.SignalProcess:output_type -> kata.agent.v1.SignalProcessResponse
+	27, // 49: kata.agent.v1.Agent.WaitProcess:output_type -> kata.agent.v1.WaitProcessResponse
+	29, // 50: kata.agent.v1.Agent.ResizeTerminal:output_type -> kata.agent.v1.ResizeTerminalResponse
+	31, // 51: kata.agent.v1.Agent.DeleteProcess:output_type -> kata.agent.v1.DeleteProcessResponse
+	33, // 52: kata.agent.v1.Agent.DeleteContainer:output_type -> kata.agent.v1.DeleteContainerResponse
+	35, // 53: kata.agent.v1.Agent.PauseContainer:output_type -> kata.agent.v1.PauseContainerResponse
+	37, // 54: kata.agent.v1.Agent.ResumeContainer:output_type -> kata.agent.v1.ResumeContainerResponse
+	39, // 55: kata.agent.v1.Agent.UpdateContainer:output_type -> kata.agent.v1.UpdateContainerResponse
+	41, // 56: kata.agent.v1.Agent.StatsContainer:output_type -> kata.agent.v1.StatsContainerResponse
+	48, // 57: kata.agent.v1.Agent.ListProcesses:output_type -> kata.agent.v1.ListProcessesResponse
+	51, // 58: kata.agent.v1.Agent.NextEvent:output_type -> kata.agent.v1.NextEventResponse
+	53, // 59: kata.agent.v1.Agent.Shutdown:output_type -> kata.agent.v1.ShutdownResponse
+	40, // [40:60] is the sub-list for method output_type
+	20, // [20:40] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3387,7 +3463,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   55,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

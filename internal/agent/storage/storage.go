@@ -3,29 +3,22 @@
 package storage
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
-	"github.com/seed-efd44b36/kata/internal/agent/await"
+	"github.com/seed-efd44b36/kata/internal/agent/disk"
 	"github.com/seed-efd44b36/kata/internal/agent/module"
 	"golang.org/x/sys/unix"
 )
 
 // root is the directory below which the host may have things mounted.
 const root = "/run/kata"
-
-// diskTimeout is how long a disk may take to appear.
-const diskTimeout = 10 * time.Second
 
 // ErrInvalid is wrapped by errors about a description that makes no sense.
 var ErrInvalid = errors.New("invalid description of a mount")
@@ -56,7 +49,7 @@ func mount(ctx context.Context, modules *module.Set, s *agentv1.Storage) error {
 	case "tmpfs":
 		fstype = "tmpfs"
 	case "block":
-		needs = []string{"virtio_scsi", "sd_mod", fstype}
+		needs = []string{fstype}
 	default:
 		return fmt.Errorf("unknown driver: %w", ErrInvalid)
 	}
@@ -64,17 +57,21 @@ func mount(ctx context.Context, modules *module.Set, s *agentv1.Storage) error {
 		return err
 	}
 	if s.GetDriver() == "block" {
-		dev, err := awaitDisk(ctx, source)
+		d, err := disk.Await(ctx, modules, source)
 		if err != nil {
 			return err
 		}
-		source = dev
+		source = d.Path
 	}
 	flags, data := parseOptions(s.GetOptions())
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return err
 	}
-	return unix.Mount(source, target, fstype, flags, data)
+	err := unix.Mount(source, target, fstype, flags, data)
+	if errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("the guest's kernel has no file system %s: %w", fstype, err)
+	}
+	return err
 }
 
 // parseOptions divides options into flags and what the file system gets.
@@ -114,50 +111,11 @@ func Unmount(list []*agentv1.Storage) error {
 	var errs []error
 	for _, s := range slices.Backward(list) {
 		err := unix.Unmount(s.GetTarget(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && !errors.Is(err, unix.EINVAL) {
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", s.GetTarget(), err))
+			continue
 		}
+		_ = unix.Rmdir(s.GetTarget()) // an empty directory is no harm
 	}
 	return errors.Join(errs...)
-}
-
-// awaitDisk waits for the disk with the given serial number and returns the
-// path of its device.
-func awaitDisk(ctx context.Context, serial string) (string, error) {
-	name := ""
-	err := await.Until(ctx, diskTimeout, func() (bool, error) {
-		name = findDisk("/sys/block", serial)
-		return name != "", nil
-	})
-	if err != nil {
-		return "", fmt.Errorf("no disk with serial number %q: %w", serial, err)
-	}
-	return "/dev/" + name, nil
-}
-
-// findDisk returns the name of the disk with the serial number, or "".
-func findDisk(block, serial string) string {
-	disks, err := os.ReadDir(block)
-	if err != nil || serial == "" {
-		return ""
-	}
-	for _, d := range disks {
-		dir := filepath.Join(block, d.Name())
-		if b, err := os.ReadFile(filepath.Join(dir, "serial")); err == nil && string(bytes.TrimSpace(b)) == serial {
-			return d.Name() // virtio-blk
-		}
-		if b, err := os.ReadFile(filepath.Join(dir, "device/vpd_pg80")); err == nil && scsiSerial(b) == serial {
-			return d.Name()
-		}
-	}
-	return ""
-}
-
-// scsiSerial returns the serial number in a SCSI unit serial number page.
-func scsiSerial(page []byte) string {
-	if len(page) < 4 {
-		return ""
-	}
-	n := int(binary.BigEndian.Uint16(page[2:]))
-	return string(bytes.TrimSpace(page[4:min(4+n, len(page))]))
 }

@@ -2,8 +2,6 @@ package storage
 
 import (
 	"errors"
-	"os"
-	"path/filepath"
 	"testing"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
@@ -31,29 +29,5 @@ func TestTargets(t *testing.T) {
 	}
 	if err := Mount(t.Context(), modules, &agentv1.Storage{Driver: "nfs", Target: "/run/kata/x"}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("driver nfs: %v", err)
-	}
-}
-
-func write(t *testing.T, content string, path ...string) {
-	t.Helper()
-	file := filepath.Join(path...)
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestFindDisk(t *testing.T) {
-	dir := t.TempDir()
-	write(t, "disk-1\n", dir, "vda/serial")
-	write(t, "\x00\x80\x00\x06disk-2", dir, "sda/device/vpd_pg80")
-	write(t, "\x00\x80\xff\xffdisk-3  ", dir, "sdb/device/vpd_pg80") // lies about its length
-	write(t, "\x00", dir, "sdc/device/vpd_pg80")
-	for serial, want := range map[string]string{"disk-1": "vda", "disk-2": "sda", "disk-3": "sdb", "disk": "", "": ""} {
-		if got := findDisk(dir, serial); got != want {
-			t.Errorf("disk %q: got %q, want %q", serial, got, want)
-		}
 	}
 }

@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +33,9 @@ type Machine struct {
 	work  sync.WaitGroup
 	once  sync.Once
 	exit  vmm.Exit // set before done is closed
+
+	mu    sync.Mutex
+	disks map[string]vmm.Disk // guarded by mu
 }
 
 // NewMachine returns a machine whose guest is the given function, which must
@@ -40,7 +45,7 @@ func NewMachine(guest func(*Machine)) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Machine{guest: guest, done: make(chan struct{})}
+	m := &Machine{guest: guest, done: make(chan struct{}), disks: map[string]vmm.Disk{}}
 	for i, end := range []*net.Conn{&m.host, &m.Port} {
 		f := os.NewFile(uintptr(fds[i]), "agent port")
 		if *end, err = net.FileConn(f); err != nil {
@@ -61,10 +66,33 @@ func (m *Machine) Start(context.Context) error {
 func (m *Machine) Agent(context.Context) (net.Conn, error) { return m.host, nil }
 
 // AddDisk implements vmm.Machine.
-func (m *Machine) AddDisk(context.Context, vmm.Disk) error { return errors.ErrUnsupported }
+func (m *Machine) AddDisk(_ context.Context, d vmm.Disk) error {
+	if m.Ended() {
+		return vmm.ErrGone
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.disks[d.ID] = d
+	return nil
+}
 
 // RemoveDisk implements vmm.Machine.
-func (m *Machine) RemoveDisk(context.Context, string) error { return errors.ErrUnsupported }
+func (m *Machine) RemoveDisk(_ context.Context, id string) error {
+	if m.Ended() {
+		return vmm.ErrGone
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.disks, id)
+	return nil
+}
+
+// Disks are the ids of the disks that are attached.
+func (m *Machine) Disks() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.disks))
+}
 
 // Console has what a terminal would act on, to be quoted.
 func (m *Machine) Console() *tail.Buffer {
