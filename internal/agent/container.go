@@ -131,7 +131,7 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	if spec.Process == nil || spec.Root == nil || spec.Linux == nil {
 		return nil, fmt.Errorf("spec without process, root or linux: %w", errInvalid)
 	}
-	join, err := a.joined(r.GetJoinNamespaces())
+	join, podPID, err := a.joined(r.GetJoinNamespaces())
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +163,7 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	}
 
 	std := newStdio(r.GetStdio())
-	conf := jail.Config{ID: c.id, Spec: &spec, Cgroup: c.group, Join: join}
+	conf := jail.Config{ID: c.id, Spec: &spec, Cgroup: c.group, Join: join, PodPID: podPID}
 	if !spec.Process.Terminal {
 		if conf.Stdio, err = std.pipes(int(spec.Process.User.UID), int(spec.Process.User.GID)); err != nil {
 			return nil, err
@@ -205,17 +205,23 @@ func (c *container) begin(ctx context.Context, p *process, terminal bool) error 
 	return nil
 }
 
-// joined finds the containers whose namespaces are to be joined.
-func (a *Agent) joined(names map[string]string) (map[specs.LinuxNamespaceType]*jail.Container, error) {
-	join := make(map[specs.LinuxNamespaceType]*jail.Container, len(names))
+// joined finds the containers whose namespaces are to be joined. The pod's own
+// namespaces are the guest's, but for that of processes, where the agent is.
+func (a *Agent) joined(names map[string]string) (join map[specs.LinuxNamespaceType]*jail.Container, podPID bool, err error) {
+	join = make(map[specs.LinuxNamespaceType]*jail.Container, len(names))
 	for kind, id := range names {
+		typ := specs.LinuxNamespaceType(kind)
+		if id == "" {
+			podPID = podPID || typ == specs.PIDNamespace
+			continue
+		}
 		c, err := a.container(id)
 		if err != nil {
-			return nil, fmt.Errorf("join %s namespace: %w", kind, err)
+			return nil, false, fmt.Errorf("join %s namespace: %w", kind, err)
 		}
-		join[specs.LinuxNamespaceType(kind)] = c.jail
+		join[typ] = c.jail
 	}
-	return join, nil
+	return join, podPID, nil
 }
 
 // groupName is the name of a container's cgroup: as the spec has it, if that is

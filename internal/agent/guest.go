@@ -14,6 +14,7 @@ import (
 	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/agent/jail"
 	"github.com/seed-efd44b36/kata/internal/agent/module"
 	"github.com/seed-efd44b36/kata/internal/agent/network"
 	"github.com/seed-efd44b36/kata/internal/agent/storage"
@@ -28,6 +29,7 @@ const (
 	shmPath = "/run/kata/shm"
 	// defaultShm is its size in bytes when the host asks for none.
 	defaultShm = 64 << 20
+	sysctlDir  = "/proc/sys/"
 	// maxHostname is the kernel's limit.
 	maxHostname = 64
 )
@@ -138,7 +140,8 @@ func (a *Agent) setup(ctx context.Context, r *agentv1.SetupSandboxRequest) error
 	return setSysctls(r.GetSysctls())
 }
 
-// setSysctls sets sysctls of the guest's network namespace.
+// setSysctls sets sysctls of the guest's network and IPC namespaces, which are the
+// pod's.
 func setSysctls(values map[string]string) error {
 	keys := make([]string, 0, len(values))
 	for k := range values {
@@ -146,12 +149,12 @@ func setSysctls(values map[string]string) error {
 	}
 	slices.Sort(keys)
 	for _, k := range keys {
-		if !strings.HasPrefix(k, "net.") && !strings.HasPrefix(k, "net/") {
-			return fmt.Errorf("sysctl %s is not of the network: %w", k, errInvalid)
-		}
 		file, err := sysctlFile(k)
 		if err != nil {
 			return err
+		}
+		if name := strings.TrimPrefix(file, sysctlDir); !strings.HasPrefix(name, "net/") && !jail.IPCSysctl(name) {
+			return fmt.Errorf("sysctl %s is not of the network or IPC: %w", k, errInvalid)
 		}
 		if err := os.WriteFile(file, []byte(values[k]), 0); err != nil {
 			return fmt.Errorf("set sysctl %s: %w", k, err)
@@ -178,7 +181,7 @@ func sysctlFile(key string) (string, error) {
 	if !filepath.IsLocal(rel) || path.Clean(rel) != rel {
 		return "", fmt.Errorf("sysctl %q: %w", key, errInvalid)
 	}
-	return "/proc/sys/" + rel, nil
+	return sysctlDir + rel, nil
 }
 
 // UpdateNetwork implements the service.

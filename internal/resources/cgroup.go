@@ -39,7 +39,9 @@ type Cgroup struct {
 type Stats struct {
 	CPUNanos    uint64
 	MemoryBytes uint64
-	PIDs        uint64
+	// InactiveFileBytes is the part of it that the kernel can take back first.
+	InactiveFileBytes uint64
+	PIDs              uint64
 }
 
 // Create makes the cgroup at path, below the root of each hierarchy, and those
@@ -239,15 +241,17 @@ func (c *Cgroup) set(dir, name, value string, lift bool) error {
 func (c *Cgroup) Stats() Stats {
 	if c.unified {
 		return Stats{
-			CPUNanos:    1000 * readKey(filepath.Join(c.v2, "cpu.stat"), "usage_usec"),
-			MemoryBytes: readUint(filepath.Join(c.v2, "memory.current")),
-			PIDs:        readUint(filepath.Join(c.v2, "pids.current")),
+			CPUNanos:          1000 * readKey(filepath.Join(c.v2, "cpu.stat"), "usage_usec"),
+			MemoryBytes:       readUint(filepath.Join(c.v2, "memory.current")),
+			InactiveFileBytes: readKey(filepath.Join(c.v2, "memory.stat"), "inactive_file"),
+			PIDs:              readUint(filepath.Join(c.v2, "pids.current")),
 		}
 	}
 	return Stats{
-		CPUNanos:    readUint(filepath.Join(c.v1["cpuacct"], "cpuacct.usage")),
-		MemoryBytes: readUint(filepath.Join(c.v1["memory"], "memory.usage_in_bytes")),
-		PIDs:        readUint(filepath.Join(c.v1["pids"], "pids.current")),
+		CPUNanos:          readUint(filepath.Join(c.v1["cpuacct"], "cpuacct.usage")),
+		MemoryBytes:       readUint(filepath.Join(c.v1["memory"], "memory.usage_in_bytes")),
+		InactiveFileBytes: readKey(filepath.Join(c.v1["memory"], "memory.stat"), "total_inactive_file"),
+		PIDs:              readUint(filepath.Join(c.v1["pids"], "pids.current")),
 	}
 }
 

@@ -48,12 +48,24 @@ type BootOptions struct {
 	// Resources of the containers together: their limits size the machine.
 	// nil, or without limits: the default size.
 	Resources *specs.LinuxResources
-	// Sysctls of the network namespace (net.*), which is the guest's.
+	// Sysctls of the network namespace (net.*), which is the guest's, and of the
+	// guest's IPC namespace.
 	Sysctls map[string]string
 	// ShmBytes is the size of the /dev/shm that the containers of a pod share.
 	ShmBytes uint64
 	// CgroupParent overrides the configuration's, empty: as configured.
 	CgroupParent string
+	// Pod makes the sandbox itself a pod; nil: it is for one container, or for
+	// a pod whose namespaces are those of its first container.
+	Pod *Pod
+}
+
+// Pod is what the containers have of a sandbox that is a pod: namespaces that a
+// spec names by a path are its own.
+type Pod struct {
+	// Mounts are added to the spec of each container that has no mount of its
+	// own there: read-only where its root is.
+	Mounts []specs.Mount
 }
 
 // Boot starts the virtual machine and prepares the guest. On error the sandbox
@@ -68,7 +80,7 @@ func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
 		return s.explain(err)
 	}
 	s.mu.Lock()
-	s.booted = true
+	s.booted, s.pod = true, o.Pod
 	s.mu.Unlock()
 	s.saveState()
 	return nil

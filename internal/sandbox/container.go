@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"sync"
 	"time"
@@ -94,8 +95,14 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
 	}
+	s.mu.Lock()
+	pod := s.pod
+	s.mu.Unlock()
+	if pod != nil {
+		pod.complete(sp)
+	}
 	plan, err := spec.Translate(sp, spec.Options{
-		ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members(), OnTmpfs: s.share.OnTmpfs,
+		ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members(), Pod: pod != nil, OnTmpfs: s.share.OnTmpfs,
 		BlockDevice: s.disks.BlockDevice, RootOnDisk: o.rootOnDisk(),
 	})
 	if err != nil {
@@ -160,6 +167,19 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	c.mu.Unlock()
 	s.saveState()
 	return c, nil
+}
+
+// complete adds to a container's spec what it has of the pod.
+func (p *Pod) complete(sp *specs.Spec) {
+	for _, m := range p.Mounts {
+		if slices.ContainsFunc(sp.Mounts, func(own specs.Mount) bool { return path.Clean(own.Destination) == m.Destination }) {
+			continue
+		}
+		if sp.Root != nil && sp.Root.Readonly {
+			m.Options = append(slices.Clone(m.Options), "ro")
+		}
+		sp.Mounts = append(sp.Mounts, m)
+	}
 }
 
 // fillShare makes the container's root file system and its bind mounts appear
@@ -235,7 +255,9 @@ func (c *Container) toStatus(to report.Status, from ...report.Status) error {
 	return fmt.Errorf("container %s is %s: %w", c.id, c.status, ErrState)
 }
 
-// Exec prepares a further process. process is the OCI spec's "process".
+// Exec prepares a further process. process is the OCI spec's "process". With an
+// error that wraps ErrCommandNotFound or ErrCommandDenied it returns the process
+// too, which has ended, with code 127 or 126.
 func (c *Container) Exec(ctx context.Context, id string, process *specs.Process, stdio Stdio) (*Process, error) {
 	if err := CheckID(id); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
@@ -274,7 +296,12 @@ func (c *Container) Exec(ctx context.Context, id string, process *specs.Process,
 		c.mu.Lock()
 		delete(c.execs, id)
 		c.mu.Unlock()
-		return nil, fmt.Errorf("exec in container %s: %w", c.id, c.s.orDead(fromGuest(err, true)))
+		err = fmt.Errorf("exec in container %s: %w", c.id, c.s.orDead(fromGuest(err, true)))
+		if errors.Is(err, ErrCommandNotFound) || errors.Is(err, ErrCommandDenied) {
+			p.finish(exitOfStartError(err))
+			return p, err
+		}
+		return nil, err
 	}
 	return p, nil
 }

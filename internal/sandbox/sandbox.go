@@ -111,8 +111,11 @@ type Sandbox struct {
 
 	mu         sync.Mutex
 	booted     bool                  // guarded by mu
+	pod        *Pod                  // guarded by mu: set by Boot, nil for none
 	closing    bool                  // guarded by mu
 	death      error                 // guarded by mu
+	died       time.Time             // guarded by mu
+	unasked    bool                  // guarded by mu: it died before Close was called
 	order      []string              // guarded by mu: containers, oldest first
 	containers map[string]*Container // guarded by mu
 }
@@ -180,6 +183,10 @@ func (s *Sandbox) Trace() []timeline.Phase { return s.trace.Phases() }
 
 // Info tells what the virtual machine is; valid after Boot.
 func (s *Sandbox) Info() report.Sandbox { return s.state() }
+
+// Usage tells what the sandbox uses of the host, the owner and the virtual machine
+// together; valid after Boot.
+func (s *Sandbox) Usage() resources.Stats { return s.cgroup.Stats() }
 
 // Phase adds a step of the front end to the time line; the returned function
 // ends it.
@@ -263,10 +270,10 @@ func (s *Sandbox) Begin(ctx context.Context, timeout time.Duration) (_ context.C
 func (s *Sandbox) die(err error) {
 	s.mu.Lock()
 	first := s.death == nil
-	if first {
-		s.death = err
-	}
 	closing := s.closing
+	if first {
+		s.death, s.died, s.unasked = err, time.Now(), !closing
+	}
 	s.mu.Unlock()
 	if !first {
 		return
@@ -288,6 +295,17 @@ func (s *Sandbox) deathReason() string {
 		return "the sandbox has ended"
 	}
 	return s.death.Error()
+}
+
+// Death tells when the sandbox ended, and why if nobody had asked for it. Only
+// valid after Dead is closed.
+func (s *Sandbox) Death() (at time.Time, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unasked {
+		why = s.death
+	}
+	return s.died, why
 }
 
 // enter adds a container to the table, leave takes it out.

@@ -54,6 +54,9 @@ type process struct {
 	names stdio.Options
 	p     *sandbox.Process
 	told  chan struct{} // closed when the exit has been published
+	// refused is why the command of an exec cannot be run, which is said at its
+	// start; the guest has no such process.
+	refused error
 
 	// starting is held while the process is started and that is published,
 	// which is as long as the guest takes.
@@ -136,10 +139,11 @@ func (c *ctr) exec(ctx context.Context, r *task.ExecProcessRequest) error {
 	})
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err != nil {
+	if err != nil && p.p == nil {
 		delete(c.execs, id)
 		return err
 	}
+	p.refused = err
 	c.execs[id] = p
 	return nil
 }
@@ -202,6 +206,9 @@ func (p *process) ended() bool {
 func (p *process) start(ctx context.Context) error {
 	p.starting.Lock()
 	defer p.starting.Unlock()
+	if p.refused != nil {
+		return p.refused
+	}
 	if p.started.Load() || p.ended() {
 		return fmt.Errorf("start %s: it has been started: %w", p.name(), sandbox.ErrState)
 	}
@@ -348,8 +355,10 @@ func (p *process) deleteExec(ctx context.Context) error {
 			return fmt.Errorf("delete %s: it does not end: %w", p.name(), sandbox.ErrState)
 		}
 	}
-	if err := p.c.c.DeleteExec(ctx, p.id); err != nil {
-		return err
+	if p.refused == nil {
+		if err := p.c.c.DeleteExec(ctx, p.id); err != nil {
+			return err
+		}
 	}
 	p.mu.Lock()
 	io := p.io

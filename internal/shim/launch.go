@@ -33,11 +33,15 @@ const scheme = "unix://"
 // launch starts the shim for the container in dir, unless the pod that it
 // belongs to has one, and returns the address.
 func launch(ctx context.Context, c command, p parameters, dir string) (address string, err error) {
+	leader := c.id
 	sp, err := spec.Load(dir)
-	if err != nil {
+	switch {
+	case err == nil:
+		leader = pod.Group(c.id, sp.Annotations)
+	case !errors.Is(err, fs.ErrNotExist):
 		return "", err
+	default: // no container: a sandbox, which the controller makes
 	}
-	leader := pod.Group(c.id, sp.Annotations)
 	if leader != c.id {
 		return join(ctx, c.id, leader, dir)
 	}

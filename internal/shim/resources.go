@@ -7,10 +7,11 @@ import (
 
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/shim/metrics"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
@@ -49,13 +50,18 @@ func (s *service) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsR
 	if err != nil {
 		return nil, refuse(err)
 	}
-	var m proto.Message = metrics.V1(st)
-	if unifiedHost() {
-		m = metrics.V2(st)
-	}
-	a, err := pack(m)
+	a, err := packMetrics(st)
 	if err != nil {
 		return nil, refuse(err)
 	}
 	return &task.StatsResponse{Stats: a}, nil
+}
+
+// packMetrics makes a message of such figures in the form of the host's cgroup
+// version.
+func packMetrics(st *agentv1.StatsContainerResponse) (*anypb.Any, error) {
+	if unifiedHost() {
+		return pack(metrics.V2(st))
+	}
+	return pack(metrics.V1(st))
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/shim/controller"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,6 +63,7 @@ func (c command) serve() error {
 		tasks:  map[string]*ctr{},
 		open:   func(context.Context) (*sandbox.Sandbox, *slog.Logger, error) { return open(rec, c.debug, out) },
 	}
+	s.pod = controller.New(c.id, machine{s})
 	err = s.run(ctx, l)
 	if rerr := os.Remove(rec.Socket); rerr != nil {
 		err = errors.Join(err, rerr)
@@ -100,19 +102,89 @@ func (s *service) run(ctx context.Context, l net.Listener) error {
 	for _, name := range []string{"containerd.task.v2.Task", "containerd.task.v3.Task"} {
 		rpc.RegisterService(name, s.methods())
 	}
+	rpc.RegisterService("containerd.runtime.sandbox.v1.Sandbox", s.sandboxMethods())
 	var serving sync.WaitGroup
-	serving.Go(func() { _ = rpc.Serve(context.WithoutCancel(ctx), l) })
+	clients := &clients{Listener: l}
+	serving.Go(func() { _ = rpc.Serve(context.WithoutCancel(ctx), clients) })
 	<-ctx.Done()
+	s.mu.Lock()
+	asked := s.ending
+	s.mu.Unlock()
 	err = s.close(context.WithoutCancel(ctx))
 	s.watchers.Wait()
 	lastCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answers)
 	defer cancel()
+	if asked {
+		clients.wait(lastCtx)
+	}
 	_ = rpc.Shutdown(lastCtx) // lets answers out that are under way
 	_ = rpc.Close()
 	_ = l.Close()
 	serving.Wait()
 	s.events.close()
 	return err
+}
+
+// clients are the connections of a listener. The server closes them under calls
+// that have not been answered, but whoever has asked for our end closes its own
+// when it has the answer.
+type clients struct {
+	net.Listener
+
+	mu   sync.Mutex
+	open int           // guarded by mu
+	none chan struct{} // guarded by mu: closed when none is open; nil while nobody waits
+}
+
+// Accept implements net.Listener.
+func (c *clients) Accept() (net.Conn, error) {
+	conn, err := c.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open++
+	return &client{Conn: conn, gone: sync.OnceFunc(c.left)}, nil
+}
+
+func (c *clients) left() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open--
+	if c.open == 0 && c.none != nil {
+		close(c.none)
+		c.none = nil
+	}
+}
+
+// wait waits until no connection is open.
+func (c *clients) wait(ctx context.Context) {
+	c.mu.Lock()
+	none := make(chan struct{})
+	if c.open == 0 {
+		close(none)
+	} else {
+		c.none = none
+	}
+	c.mu.Unlock()
+	select {
+	case <-none:
+	case <-ctx.Done():
+	}
+}
+
+// client is one connection.
+type client struct {
+	net.Conn
+
+	gone func()
+}
+
+// Close implements net.Conn.
+func (c *client) Close() error {
+	defer c.gone()
+	return c.Conn.Close()
 }
 
 // methods are those of the Task service, by which containerd calls them in
@@ -127,6 +199,16 @@ func (s *service) methods() *ttrpc.ServiceDesc {
 	}}
 }
 
+// sandboxMethods are those of the Sandbox service.
+func (s *service) sandboxMethods() *ttrpc.ServiceDesc {
+	c := s.pod
+	return &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
+		"CreateSandbox": method(c.Create), "StartSandbox": method(c.Start), "Platform": method(c.Platform),
+		"StopSandbox": method(c.Stop), "WaitSandbox": method(c.Wait), "SandboxStatus": method(c.Status),
+		"PingSandbox": method(c.Ping), "ShutdownSandbox": method(c.Shutdown), "SandboxMetrics": method(c.Metrics),
+	}}
+}
+
 // method makes a ttrpc method of a function.
 func method[Request, Response any](f func(context.Context, *Request) (*Response, error)) ttrpc.Method {
 	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
@@ -134,7 +216,11 @@ func method[Request, Response any](f func(context.Context, *Request) (*Response,
 		if err := unmarshal(r); err != nil {
 			return nil, err
 		}
-		return f(ctx, r)
+		resp, err := f(ctx, r)
+		if err != nil {
+			return nil, refuse(err)
+		}
+		return resp, nil
 	}
 }
 

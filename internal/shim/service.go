@@ -10,9 +10,9 @@ import (
 
 	events "github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/seed-efd44b36/kata/internal/operator"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
-	"github.com/seed-efd44b36/kata/internal/shim/forward"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
+	"github.com/seed-efd44b36/kata/internal/shim/controller"
 	"github.com/seed-efd44b36/kata/internal/shim/pod"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"google.golang.org/grpc/codes"
@@ -32,6 +32,8 @@ type service struct {
 	open func(ctx context.Context) (*sandbox.Sandbox, *slog.Logger, error)
 	// stop ends the process, after Shutdown.
 	stop func()
+	// pod is the Sandbox service, for a pod without a first container.
+	pod *controller.Controller
 
 	boots    sync.WaitGroup // Add under mu, while not ending
 	watchers sync.WaitGroup // of the sandbox, and of each process until its exit is told
@@ -62,33 +64,8 @@ func (s *service) logger() *slog.Logger {
 	return s.log
 }
 
-// beginBoot begins the boot of the sandbox, which has only one; done ends it.
-// The context ends when the shim is to end, which then waits for done.
-func (s *service) beginBoot(ctx context.Context) (_ context.Context, done func(), err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.ending:
-		return nil, nil, fmt.Errorf("start sandbox %s: %w", s.id, sandbox.ErrDead)
-	case s.sb != nil:
-		return nil, nil, fmt.Errorf("start sandbox %s: it has been started: %w", s.id, sandbox.ErrExists)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	s.endBoot = cancel
-	s.boots.Add(1)
-	return ctx, func() {
-		cancel()
-		s.boots.Done()
-	}, nil
-}
-
-// boot makes the sandbox as the spec in the bundle wants it.
-func (s *service) boot(ctx context.Context, bundle string) error {
-	ctx, done, err := s.beginBoot(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
+// bootFor makes the sandbox as the spec in the bundle wants it.
+func (s *service) bootFor(ctx context.Context, bundle string) error {
 	sp, err := spec.Load(bundle)
 	if err != nil {
 		return err
@@ -100,44 +77,8 @@ func (s *service) boot(ctx context.Context, bundle string) error {
 	if o.Resources, err = pod.Resources(sp); err != nil {
 		return fmt.Errorf("%w: %w", err, sandbox.ErrInvalid)
 	}
-	sb, log, err := s.open(ctx)
-	if err != nil {
-		return err
-	}
-	if err := sb.Boot(ctx, o); err != nil {
-		return errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
-	}
-	calls := operator.Calls{Sandbox: sb}
-	socket, err := operator.Listen(context.WithoutCancel(ctx), calls, log, calls.Register)
-	if err != nil {
-		return errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
-	}
-	sb.OnClose("socket for operators", socket.Close)
-	if o.NetNS != "" {
-		ports, err := forward.Start(o.NetNS, sb.DialPort, log)
-		switch {
-		case errors.Is(err, errors.ErrUnsupported):
-			log.Warn("port-forward does not work", "error", err)
-		case err != nil:
-			return errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
-		default:
-			sb.OnClose("port-forward", func(context.Context) error { return ports.Close() })
-		}
-	}
-	s.mu.Lock()
-	s.sb, s.log, s.vmm = sb, log, uint32(sb.Info().VMMPID)
-	s.mu.Unlock()
-	s.watchers.Go(func() { // ends with the sandbox
-		err := sb.OutOfMemory(context.Background(), func(id string) {
-			if c, err := s.find(id); err == nil {
-				c.outOfMemory()
-			}
-		})
-		if err != nil {
-			log.Warn("kills for want of memory are told late", "error", err)
-		}
-	})
-	return nil
+	_, err = s.boot(ctx, o)
+	return err
 }
 
 // enter keeps the id for a container that is being made.
@@ -211,12 +152,12 @@ func check(id, bundle string) error {
 }
 
 func (s *service) create(ctx context.Context, r *task.CreateTaskRequest) (*ctr, error) {
-	if r.GetID() == s.id {
+	if r.GetID() == s.id && !s.pod.InUse() {
 		// What is refused anyway is refused before a machine is started for it.
 		if err := check(r.GetID(), r.GetBundle()); err != nil {
 			return nil, err
 		}
-		if err := s.boot(ctx, r.GetBundle()); err != nil {
+		if err := s.bootFor(ctx, r.GetBundle()); err != nil {
 			return nil, err
 		}
 	}
@@ -274,6 +215,9 @@ func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.Dele
 		return nil, refuse(err)
 	}
 	e := p.p.Exit()
+	if p.id != "" && !p.started.Load() && p.refused == nil {
+		e = report.Exit{} // it never was, and has not been killed
+	}
 	if p.id == "" {
 		s.set(r.GetID(), nil)
 		s.events.publish(&events.TaskDelete{
@@ -401,7 +345,8 @@ func (s *service) Connect(_ context.Context, r *task.ConnectRequest) (*task.Conn
 // Shutdown ends the sandbox and the process, once no container is left.
 func (s *service) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()
-	busy := len(s.tasks) > 0 && !r.GetNow()
+	// A pod's sandbox is not for its containers to end.
+	busy := !r.GetNow() && (len(s.tasks) > 0 || s.pod.InUse() && r.GetID() != s.id)
 	s.ending = s.ending || !busy
 	s.mu.Unlock()
 	if busy {
@@ -410,22 +355,4 @@ func (s *service) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*empty
 	err := s.close(context.WithoutCancel(ctx))
 	s.stop()
 	return &emptypb.Empty{}, refuse(err)
-}
-
-// close ends the sandbox, also one that is about to be.
-func (s *service) close(ctx context.Context) error {
-	s.mu.Lock()
-	s.ending = true
-	if s.endBoot != nil {
-		s.endBoot()
-	}
-	s.mu.Unlock()
-	s.boots.Wait()
-	s.mu.Lock()
-	sb := s.sb
-	s.mu.Unlock()
-	if sb == nil {
-		return nil
-	}
-	return sb.Close(ctx)
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	events "github.com/containerd/containerd/api/events"
+	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	forward "github.com/containerd/containerd/api/services/ttrpc/events/v1"
@@ -25,6 +26,7 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/sandbox/sandboxtest"
+	"github.com/seed-efd44b36/kata/internal/shim/controller"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -75,7 +77,9 @@ type served struct {
 	containerd *containerd
 	client     task.TTRPCTaskService
 	old        taskv2.TTRPCTaskService
-	opened     atomic.Bool   // it has begun to make a sandbox
+	opened     atomic.Bool // it has begun to make a sandbox
+	sandboxes  api.TTRPCSandboxService
+	conn       *ttrpc.Client
 	ended      chan struct{} // closed when the shim has ended
 	stop       func()
 }
@@ -123,6 +127,7 @@ func serveShim(t *testing.T, faults map[string]sandboxtest.Fault) *served {
 			return sb, log, err
 		},
 	}
+	svc.pod = controller.New("c", machine{svc})
 	socket := listenAt(t, filepath.Join(s.Dir, "shim"))
 	serving.Go(func() {
 		defer close(s.ended)
@@ -137,6 +142,7 @@ func serveShim(t *testing.T, faults map[string]sandboxtest.Fault) *served {
 	}
 	client := ttrpc.NewClient(conn)
 	s.client, s.old = task.NewTTRPCTaskClient(client), taskv2.NewTTRPCTaskClient(client)
+	s.conn, s.sandboxes = client, api.NewTTRPCSandboxClient(client)
 	t.Cleanup(func() {
 		_ = client.Close()
 		stop()
@@ -212,6 +218,7 @@ func (s *served) shutdown(t *testing.T) {
 	if _, err := s.client.Shutdown(t.Context(), &task.ShutdownRequest{ID: "c"}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
 		t.Error(err)
 	}
+	_ = s.conn.Close()
 	select {
 	case <-s.ended:
 	case <-time.After(20 * time.Second):
@@ -284,6 +291,44 @@ func TestLife(t *testing.T) {
 		"/tasks/exit e", "/tasks/exit c", "/tasks/delete",
 	})
 	s.shutdown(t)
+}
+
+// TestExecOfNoCommand: that a command cannot be run is said when it is started,
+// and the exec is deleted like any other.
+func TestExecOfNoCommand(t *testing.T) {
+	t.Parallel()
+	s := serveShim(t, map[string]sandboxtest.Fault{"CreateExec": func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+		c.Fail(codes.NotFound, `exec "sh": executable file not found in $PATH`)
+	}})
+	s.started(t, "c")
+	for range 2 { // the second time under the same name
+		if err := s.execProcess(t, "c", "e"); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.client.Start(t.Context(), &task.StartRequest{ID: "c", ExecID: "e"})
+		if err == nil || !strings.Contains(err.Error(), "not found in $PATH") {
+			t.Errorf("Start: %v", err)
+		}
+		r, err := s.client.Delete(t.Context(), &task.DeleteRequest{ID: "c", ExecID: "e"})
+		if err != nil || r.GetExitStatus() != 127 {
+			t.Errorf("Delete: %v, %v; want 127", r, err)
+		}
+	}
+}
+
+// TestExecNeverStarted: it has no exit code of something else's.
+func TestExecNeverStarted(t *testing.T) {
+	t.Parallel()
+	s := serveShim(t, nil)
+	s.started(t, "c")
+	if err := s.execProcess(t, "c", "e"); err != nil {
+		t.Fatal(err)
+	}
+	s.guest.Exit(7, time.Now())
+	r, err := s.client.Delete(t.Context(), &task.DeleteRequest{ID: "c", ExecID: "e"})
+	if err != nil || r.GetExitStatus() != 0 || r.GetExitedAt() != nil {
+		t.Errorf("Delete: %v, %v; want code 0 and no time", r, err)
+	}
 }
 
 // TestPod has several containers in one sandbox, which lives until the last has
@@ -426,6 +471,7 @@ func TestEndDuringBoot(t *testing.T) {
 			if err != nil && !errors.Is(err, ttrpc.ErrClosed) {
 				t.Error(err)
 			}
+			_ = s.conn.Close()
 		},
 		"signal": func(s *served, _ *testing.T) { s.stop() },
 	} {

@@ -84,7 +84,9 @@ func (t *translation) namespaces(l *specs.Linux) {
 		case specs.UserNamespace:
 			t.refuse("linux.namespaces", unsupportedLinux("linux.uidMappings"))
 		case specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace:
-			guest = append(guest, t.join(ns))
+			if made, ok := t.join(ns); ok {
+				guest = append(guest, made)
+			}
 		case specs.MountNamespace, specs.CgroupNamespace, specs.TimeNamespace:
 			if ns.Path != "" {
 				t.refuse("linux.namespaces", "the %q namespace of another container cannot be joined", string(ns.Type))
@@ -111,19 +113,24 @@ func (t *translation) namespaces(l *specs.Linux) {
 	l.Namespaces = guest
 }
 
-// join resolves a namespace path. The engine takes the path from a pid that we
-// have told it, of a process on the host, so it says no more than that it is
-// the sandbox's: that of the container that made the sandbox.
-func (t *translation) join(ns specs.LinuxNamespace) specs.LinuxNamespace {
+// join resolves a namespace path; ok: the guest's spec lists the namespace. The
+// engine takes the path from a pid that we have told it, of a process on the host,
+// so it says no more than that it is the sandbox's: that of the container that
+// made the sandbox, if none is the sandbox itself.
+func (t *translation) join(ns specs.LinuxNamespace) (guest specs.LinuxNamespace, ok bool) {
 	if ns.Path == "" {
-		return ns
+		return ns, true
+	}
+	if t.opts.Pod {
+		t.plan.Join[string(ns.Type)] = ""
+		return specs.LinuxNamespace{}, false
 	}
 	if len(t.opts.Members) == 0 {
 		t.refuse("linux.namespaces", "the %q namespace at %q is not one of this sandbox", string(ns.Type), ns.Path)
-		return specs.LinuxNamespace{Type: ns.Type}
+		return specs.LinuxNamespace{Type: ns.Type}, true
 	}
 	t.plan.Join[string(ns.Type)] = t.opts.Members[0]
-	return specs.LinuxNamespace{Type: ns.Type}
+	return specs.LinuxNamespace{Type: ns.Type}, true
 }
 
 // resources: limits hold in the guest's cgroup of the container. What is about

@@ -29,6 +29,12 @@ func (t *translation) mounts(g *specs.Spec) {
 			}
 			continue
 		}
+		if t.opts.Pod && path.Clean(m.Destination) == "/dev/shm" && m.Type == "tmpfs" {
+			// The engine leaves it to the sandbox to have one for all.
+			m.Type, m.Source, m.Options = "bind", GuestShm, []string{"bind", "nosuid", "nodev", "noexec"}
+			kept = append(kept, *m)
+			continue
+		}
 		kept = append(kept, *m)
 		switch m.Type {
 		case "proc", "sysfs", "tmpfs", "mqueue", "devpts", "cgroup", "cgroup2":

@@ -27,6 +27,9 @@ type Options struct {
 	// Members are the ids of the containers that the sandbox has already, the
 	// oldest first.
 	Members []string
+	// Pod: the sandbox itself has the namespaces that its containers share, and
+	// no container of it.
+	Pod bool
 	// OnTmpfs tells whether a path of the host is on a tmpfs: a bind mount of
 	// one named "shm" onto /dev/shm is the memory that an engine gives its
 	// containers to share, and becomes the guest's. Nil: no path is.
@@ -52,7 +55,8 @@ type Plan struct {
 	// Devices are block devices of the host that the container gets. The
 	// guest's spec has an entry for each, without a number.
 	Devices []Device
-	// Join maps a namespace type to the container whose namespace is joined.
+	// Join maps a namespace type to the container whose namespace is joined,
+	// empty for the sandbox's own.
 	Join map[string]string
 	// NetNS is the path of the network namespace that is given, empty when
 	// the spec asks for a new one.

@@ -220,6 +220,35 @@ func TestJoinTheSandbox(t *testing.T) {
 	}
 }
 
+// TestJoinThePod: where the sandbox is the pod, a container has its namespaces and
+// its shared memory, without one that has made them.
+func TestJoinThePod(t *testing.T) {
+	s := base()
+	for i, ns := range s.Linux.Namespaces {
+		if ns.Type == "ipc" || ns.Type == "uts" || ns.Type == "pid" {
+			s.Linux.Namespaces[i].Path = "/proc/123/ns/" + string(ns.Type)
+		}
+	}
+	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"size=65536k"}})
+	o := options()
+	o.Pod = true
+	plan, err := Translate(s, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]string{"ipc": "", "uts": "", "pid": ""}, plan.Join); diff != "" {
+		t.Errorf("joined (-want +got):\n%s", diff)
+	}
+	for _, ns := range plan.Guest.Linux.Namespaces {
+		if ns.Type == "ipc" || ns.Type == "uts" || ns.Type == "pid" {
+			t.Errorf("the guest is to make a namespace: %v", ns)
+		}
+	}
+	if m := plan.Guest.Mounts[len(plan.Guest.Mounts)-1]; m.Source != GuestShm || m.Type != "bind" {
+		t.Errorf("shared memory: %v", m)
+	}
+}
+
 func TestRefused(t *testing.T) {
 	drop := func(s *specs.Spec, typ specs.LinuxNamespaceType) {
 		var kept []specs.LinuxNamespace

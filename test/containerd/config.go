@@ -9,7 +9,8 @@ import (
 // PauseImage is the image of sandboxes, which has to be imported.
 const PauseImage = "localhost/pause:latest"
 
-// config is the configuration, without any runtime but runc.
+// config is the configuration, without any runtime but runc, and the one of kata that
+// an administrator has to write.
 func (d *Daemon) config() (string, error) {
 	cni, err := d.Network.Plugins(filepath.Join(filepath.Dir(d.Config), "cni"))
 	if err != nil {
@@ -58,6 +59,11 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
     default_runtime_name = "runc"
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.kata-sandboxer]
+    runtime_type = "io.containerd.kata.v2"
+    sandboxer = "shim"
+    disable_pause_image_pull = true
+    privileged_without_host_devices = true
 `, PauseImage, cni), nil
 }
 

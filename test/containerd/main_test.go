@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,12 +20,17 @@ import (
 
 // runtimes are what each table is run with: what passes with runc on this
 // machine has to pass with kata.
-var runtimes = []struct {
-	name string // and handler of the CRI
-	shim string
-}{
+var runtimes = []runtimeEntry{
 	{name: "runc", shim: "io.containerd.runc.v2"},
 	{name: "kata", shim: "io.containerd.kata.v2"},
+}
+
+// sandboxer is kata where the shim itself is the sandbox of a pod, for containerd 2.
+var sandboxer = runtimeEntry{name: "kata-sandboxer", shim: "io.containerd.kata.v2"}
+
+type runtimeEntry struct {
+	name string // and handler of the CRI
+	shim string
 }
 
 // env is the installation that all tests share, network the namespace that
@@ -192,13 +198,39 @@ func needKata(t *testing.T) {
 // each runs a test with each release and runtime, as subtests of those names.
 func each(t *testing.T, test func(t *testing.T, c ctr)) {
 	t.Helper()
+	eachOf(t, func(string) []runtimeEntry { return runtimes }, test)
+}
+
+// eachPod is each for tests of pods, which have one more way to be made.
+func eachPod(t *testing.T, test func(t *testing.T, c ctr)) {
+	t.Helper()
+	eachOf(t, func(release string) []runtimeEntry {
+		if release == "module" {
+			return append(slices.Clone(runtimes), sandboxer)
+		}
+		return runtimes
+	}, test)
+}
+
+// eachPodLong is eachPod with KATA_LONG, and each without.
+func eachPodLong(t *testing.T, test func(t *testing.T, c ctr)) {
+	t.Helper()
+	if os.Getenv("KATA_LONG") == "" {
+		each(t, test)
+		return
+	}
+	eachPod(t, test)
+}
+
+func eachOf(t *testing.T, list func(release string) []runtimeEntry, test func(t *testing.T, c ctr)) {
+	t.Helper()
 	t.Parallel()
 	for _, release := range []string{"debian", "module"} {
 		t.Run(release, func(t *testing.T) {
 			t.Parallel()
-			for _, r := range runtimes {
+			for _, r := range list(release) {
 				t.Run(r.name, func(t *testing.T) {
-					if r.name == "kata" {
+					if r.name != "runc" {
 						needKata(t)
 					}
 					test(t, ctr{Daemon: daemons.get(t, release), runtime: r.name, shim: r.shim})

@@ -20,7 +20,7 @@ import (
 
 // TestPod asks one pod all that can be asked of it: a pod costs a boot.
 func TestPod(t *testing.T) {
-	each(t, func(t *testing.T, c ctr) {
+	eachPod(t, func(t *testing.T, c ctr) {
 		t.Parallel()
 		p := c.runPod(t, func(config *runtime.PodSandboxConfig) {
 			config.Linux.SecurityContext.Privileged = true // as one container of it is
@@ -317,7 +317,7 @@ func idempotence(t *testing.T, p *pod, _ string) {
 
 // TestPodIsRemovedTwice removes what runs by removing the pod, twice.
 func TestPodIsRemovedTwice(t *testing.T) {
-	each(t, func(t *testing.T, c ctr) {
+	eachPodLong(t, func(t *testing.T, c ctr) {
 		t.Parallel()
 		p := c.runPod(t, nil)
 		p.sleeper(t, "main")
@@ -339,7 +339,7 @@ func TestPodIsRemovedTwice(t *testing.T) {
 
 // TestSharedProcesses is of a pod with one process namespace.
 func TestSharedProcesses(t *testing.T) {
-	each(t, func(t *testing.T, c ctr) {
+	eachPod(t, func(t *testing.T, c ctr) {
 		t.Parallel()
 		share := func(o **runtime.NamespaceOption) { *o = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_POD} }
 		p := c.runPod(t, func(config *runtime.PodSandboxConfig) { share(&config.Linux.SecurityContext.NamespaceOptions) })
@@ -350,7 +350,11 @@ func TestSharedProcesses(t *testing.T) {
 			list = append(list, p.start(t, config))
 		}
 		ps := p.sh(t, list[0], "ps")
-		if !strings.Contains(ps, "/pause") || strings.Count(ps, "sleep 10000") != 2 {
+		first := "/pause"
+		if c.runtime == sandboxer.name {
+			first = "container-init" // there is no such container
+		}
+		if !strings.Contains(ps, first) || strings.Count(ps, "sleep 10000") != 2 {
 			t.Errorf("processes:\n%s", ps)
 		}
 		p.sh(t, list[0], "kill -9 $(ps | grep '[s]leep 10000' | tail -n 1 | awk '{ print $1 }')")
@@ -363,7 +367,7 @@ func TestSharedProcesses(t *testing.T) {
 // TestRestart runs an init container and restarts the pod's only container while
 // the sandbox lives on.
 func TestRestart(t *testing.T) {
-	each(t, func(t *testing.T, c ctr) {
+	eachPodLong(t, func(t *testing.T, c ctr) {
 		t.Parallel()
 		p := c.runPod(t, nil)
 		dir := filepath.Join(p.dir, "shared")
@@ -388,7 +392,7 @@ func TestRestart(t *testing.T) {
 
 // TestNginx fetches a page from a pod: over its addresses, and forwarded.
 func TestNginx(t *testing.T) {
-	each(t, func(t *testing.T, c ctr) {
+	eachPodLong(t, func(t *testing.T, c ctr) {
 		t.Parallel()
 		image, err := c.Import(t.Context(), "nginx")
 		if err != nil {
@@ -446,7 +450,7 @@ func TestNginx(t *testing.T) {
 // TestHostNetwork is of pods that ask for the host's namespaces: a machine of its
 // own has none of them.
 func TestHostNetwork(t *testing.T) {
-	each(t, func(t *testing.T, c ctr) {
+	eachPod(t, func(t *testing.T, c ctr) {
 		client := c.client(t)
 		for name, change := range map[string]func(o *runtime.NamespaceOption){
 			"network": func(o *runtime.NamespaceOption) { o.Network = runtime.NamespaceMode_NODE },

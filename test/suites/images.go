@@ -60,8 +60,8 @@ func images(ctx context.Context) (map[string]image, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Of stress(1) the suite uses one mode: hold 100 MB for 30 seconds.
-	const stress = "#!/bin/sh\nheld=$(head -c 100000000 /dev/zero | tr '\\0' x)\nsleep 30\n: \"$held\"\n"
+	// Of stress(1) the suite uses one mode: hold 100 MiB, and a little, for 30 seconds.
+	const stress = "#!/bin/sh\nheld=$(head -c 110000000 /dev/zero | tr '\\0' x)\nsleep 30\n: \"$held\"\n"
 	consumer, err := derive(busybox, v1.Config{Cmd: []string{"sleep", "inf"}}, entry{name: "bin/stress", data: stress, mode: 0o755})
 	if err != nil {
 		return nil, err

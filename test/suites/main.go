@@ -134,7 +134,7 @@ func (o options) work(ctx context.Context, dir string) (code int, err error) {
 		return 0, err
 	}
 	for _, s := range suites {
-		r := runner{suite: s, programs: p, env: env, registry: reg, dir: dir, out: filepath.Join(o.out, s.name), only: regexp.MustCompile(o.run)}
+		r := runner{suite: s, programs: p, env: env, registry: reg, dir: dir, out: filepath.Join(o.out, s.name), only: regexp.MustCompile(o.run), reasons: known[s.name]}
 		results, err := r.compare(ctx)
 		if err != nil {
 			return 0, fmt.Errorf("suite %s: %w", s.name, err)

@@ -318,7 +318,8 @@ type SetupSandboxRequest struct {
 	Network  *Network               `protobuf:"bytes,4,opt,name=network,proto3" json:"network,omitempty"`
 	// Size of the shared /dev/shm of the pod; 0 means 64 MiB.
 	ShmBytes uint64 `protobuf:"varint,5,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
-	// Sysctls of the sandbox's network namespace (net.*), which is the guest's.
+	// Sysctls of the sandbox's network namespace (net.*), which is the guest's, and
+	// of the guest's IPC namespace.
 	Sysctls       map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	TimeUnixNs    int64             `protobuf:"varint,7,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"`
 	Entropy       []byte            `protobuf:"bytes,8,opt,name=entropy,proto3" json:"entropy,omitempty"`
@@ -1063,8 +1064,9 @@ type CreateContainerRequest struct {
 	Storages []*Storage `protobuf:"bytes,3,rep,name=storages,proto3" json:"storages,omitempty"`
 	Stdio    *Stdio     `protobuf:"bytes,4,opt,name=stdio,proto3" json:"stdio,omitempty"`
 	// Namespace type of the OCI spec ("pid", "ipc", "uts", ...) to the id of the
-	// container whose namespace is joined. A type that the spec lists and that
-	// is not named here is made new. The network is always the guest's.
+	// container whose namespace is joined; no id: the sandbox's own, and the spec
+	// does not list the type. A type that the spec lists and that is not named
+	// here is made new. The network is always the guest's.
 	JoinNamespaces map[string]string `protobuf:"bytes,5,rep,name=join_namespaces,json=joinNamespaces,proto3" json:"join_namespaces,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Block devices of the spec. The numbers that the spec has for them mean
 	// nothing: the agent puts the guest's in their place.

@@ -57,6 +57,12 @@ func (j *Jailer) create(ctx context.Context, c Config) (*Container, error) {
 	container.filter, container.filterFlags = plan.Process.Filter, plan.Process.FilterFlags
 	container.enter = plan.Unshare | clone
 	b := birth{clone: clone}
+	if c.PodPID {
+		if b.pidNamespace, err = j.podNamespace(ctx); err != nil {
+			return nil, err
+		}
+		container.enter |= unix.CLONE_NEWPID
+	}
 	var join []*os.File
 	for t, other := range c.Join {
 		flag := cloneFlags[t]

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -164,6 +165,57 @@ func TestJoinNamespaces(t *testing.T) {
 		t.Errorf("got %q, want %q and a sleep", got, want.String())
 	}
 	if err := c.Delete(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPodNamespace: containers share a pid namespace that is none of theirs, whose
+// first process no root in it can end, look into, or follow out of the container.
+func TestPodNamespace(t *testing.T) {
+	needRoot(t)
+	ctx := deadline(t)
+	j := jailer(t)
+	create := func(id, script string) (*Container, func() string) {
+		s := sh(newRootfs(t), script)
+		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.PIDNamespace })
+		w, text := output(t)
+		c, err := j.Create(ctx, Config{ID: id, Spec: s, Stdio: Stdio{Out: w}, PodPID: true})
+		_ = w.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return c, text
+	}
+	first, _ := create("first", "exec sleep 1000")
+	second, text := create("second", `
+ps | grep -c '[s]leep 1000'
+for s in 9 15 1 2 3 10; do kill -$s 1; done
+readlink /proc/1/root || echo hidden
+(sleep 0.1 & exit 0); sleep 0.3
+grep -l '^State:.Z' /proc/[0-9]*/status | wc -l
+kill -9 $(ps | grep '[s]leep 1000' | awk '{ print $1 }')
+grep -c container-init /proc/1/cmdline; grep -E '^(Uid|CapEff)' /proc/1/status | tr -s '\t' ' '`)
+	const want = "1\nhidden\n0\n1\nUid: 65534 65534 65534 65534\nCapEff: 0000000000000000\n"
+	if got := text(); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := first.Init().Child().ExitCode(); got != 137 {
+		t.Errorf("the other container: exit code %d, want 137", got)
+	}
+	for _, c := range []*Container{first, second} {
+		if err := c.Delete(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	third, _ := create("third", "exec sleep 1000")
+	j.Close()
+	if got := third.Init().Child().ExitCode(); got != 137 {
+		t.Errorf("after the end of the pod: exit code %d, want 137", got)
+	}
+	if err := third.Delete(ctx); err != nil {
 		t.Error(err)
 	}
 }

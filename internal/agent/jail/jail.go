@@ -56,6 +56,7 @@ type Options struct {
 type Jailer struct {
 	options Options
 	forker  forker
+	pod     podInit
 
 	mu     sync.Mutex
 	spares []*worker // guarded by mu; born in pid namespaces of their own
@@ -85,8 +86,10 @@ func (j *Jailer) Fill(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Close ends the spare processes and the forker. Containers are not touched.
+// Close ends the spare processes, the forker, and the pod's first process. Containers
+// are not touched, but for those in the pod's pid namespace, which ends.
 func (j *Jailer) Close() {
+	j.pod.end()
 	j.forker.mu.Lock()
 	if j.forker.w != nil {
 		j.forker.w.discard()
@@ -138,6 +141,9 @@ type Config struct {
 	// Join lists namespaces that are entered instead of made: the type and the
 	// container that has it.
 	Join map[specs.LinuxNamespaceType]*Container
+	// PodPID lets its processes be in the pid namespace of the pod, which no
+	// container has. Spec must not list one, and Join neither.
+	PodPID bool
 	// Stdio is what the process gets.
 	Stdio Stdio
 }

@@ -184,7 +184,7 @@ func refusedSysctl(file string, ipc, uts bool) string {
 	switch {
 	case strings.HasPrefix(file, "net/"):
 		return ""
-	case strings.HasPrefix(file, "fs/mqueue/") || slices.Contains(ipcSysctls[:], file):
+	case IPCSysctl(file):
 		if !ipc {
 			return "needs an ipc namespace in linux.namespaces"
 		}
@@ -198,6 +198,11 @@ func refusedSysctl(file string, ipc, uts bool) string {
 		return "is what the field hostname is for"
 	}
 	return "is of the whole kernel, not of a namespace"
+}
+
+// IPCSysctl tells whether a sysctl, whose name has slashes, is of an IPC namespace.
+func IPCSysctl(file string) bool {
+	return strings.HasPrefix(file, "fs/mqueue/") || slices.Contains(ipcSysctls[:], file)
 }
 
 // ipcSysctls are those of an IPC namespace that are not below fs/mqueue.

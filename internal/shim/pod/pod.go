@@ -5,6 +5,7 @@
 package pod
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -49,8 +50,11 @@ func NetNS(s *specs.Spec) (string, error) {
 			}
 		}
 	}
-	return "", fmt.Errorf("it asks for the host's network, which a virtual machine cannot use; take the host network away from the container or pod, or run it with another runtime")
+	return "", ErrHostNetwork
 }
+
+// ErrHostNetwork says that a container or pod would share the host's network.
+var ErrHostNetwork = errors.New("it asks for the host's network, which a virtual machine cannot use; take the host network away from the container or pod, or run it with another runtime")
 
 // Resources are the limits that size the sandbox: those of all containers of a
 // pod together, as the engine has summed them up, or of the only container.

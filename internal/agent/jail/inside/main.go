@@ -35,8 +35,13 @@ func Main() int {
 		return 1
 	}
 	unix.CloseOnExec(ControlFD)
-	if len(os.Args) > 1 && os.Args[1] == Forker {
-		return fork()
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case Forker:
+			return fork()
+		case Pod:
+			return keepPod()
+		}
 	}
 	// Little memory is used, and nobody waits for a collection or for threads to
 	// help with it.
