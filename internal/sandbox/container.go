@@ -41,6 +41,10 @@ type ContainerOptions struct {
 	// spec's root.path is used as it is.
 	Rootfs []RootfsMount
 	Stdio  Stdio
+	// PIDs are what the caller's caller was told as process ids of containers,
+	// by which its specs name their namespaces; empty: that of the sandbox. Nil:
+	// one for all.
+	PIDs map[int]string
 	// UID of the caller, for listings.
 	UID uint32
 }
@@ -102,7 +106,7 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 		pod.complete(sp)
 	}
 	plan, err := spec.Translate(sp, spec.Options{
-		ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members(), Pod: pod != nil, OnTmpfs: s.share.OnTmpfs,
+		ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members(), PIDs: o.PIDs, Pod: pod != nil, OnTmpfs: s.share.OnTmpfs,
 		BlockDevice: s.disks.BlockDevice, RootOnDisk: o.rootOnDisk(),
 	})
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/shim/stdio"
+	"github.com/seed-efd44b36/kata/internal/thread"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -37,9 +38,13 @@ type ctr struct {
 	s      *service
 	id     string
 	bundle string
-	pid    uint32 // on the host
 	c      *sandbox.Container
-	init   *process
+	// pid on the host: the virtual machine's for a sandbox's first container, for
+	// the others that of a thread of ours. By it containerd names a container
+	// whose namespaces another one is to join.
+	pid  uint32
+	own  *thread.Parked // nil without one
+	init *process
 
 	mu     sync.Mutex
 	execs  map[string]*process // guarded by mu; nil while being made
@@ -83,7 +88,7 @@ func newContainer(ctx context.Context, s *service, sb *sandbox.Sandbox, r *task.
 		Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal(),
 		Namespace: s.namespace, Container: c.id, Mounts: s.mounts,
 	}}
-	o := sandbox.ContainerOptions{ID: c.id, Bundle: c.bundle}
+	o := sandbox.ContainerOptions{ID: c.id, Bundle: c.bundle, PIDs: s.pids()}
 	for _, m := range r.GetRootfs() {
 		o.Rootfs = append(o.Rootfs, sandbox.RootfsMount{Type: m.GetType(), Source: m.GetSource(), Options: m.GetOptions()})
 	}
@@ -337,6 +342,9 @@ func (p *process) delete(ctx context.Context) error {
 	}
 	err := p.c.c.Delete(ctx)
 	<-p.told
+	if p.c.own != nil {
+		p.c.own.Leave()
+	}
 	if io != nil {
 		_ = io.Close()
 	}

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,7 +70,7 @@ func TestSandboxService(t *testing.T) {
 	join := func(sp *specs.Spec) {
 		for i := range sp.Linux.Namespaces {
 			if ns := &sp.Linux.Namespaces[i]; ns.Type != specs.MountNamespace && ns.Type != specs.NetworkNamespace {
-				ns.Path = "/proc/1/ns/" + string(ns.Type)
+				ns.Path = fmt.Sprintf("/proc/%d/ns/%s", started.GetPid(), ns.Type)
 			}
 		}
 	}

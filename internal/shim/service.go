@@ -15,6 +15,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/shim/controller"
 	"github.com/seed-efd44b36/kata/internal/shim/pod"
 	"github.com/seed-efd44b36/kata/internal/spec"
+	"github.com/seed-efd44b36/kata/internal/thread"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -79,6 +80,20 @@ func (s *service) bootFor(ctx context.Context, bundle string) error {
 	}
 	_, err = s.boot(ctx, o)
 	return err
+}
+
+// pids are what containerd was told as process ids, with the containers that they
+// stand for; empty: the sandbox.
+func (s *service) pids() map[int]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pids := map[int]string{int(s.vmm): ""}
+	for id, c := range s.tasks {
+		if c != nil && c.own != nil {
+			pids[c.own.TID] = id
+		}
+	}
+	return pids
 }
 
 // enter keeps the id for a container that is being made.
@@ -161,7 +176,7 @@ func (s *service) create(ctx context.Context, r *task.CreateTaskRequest) (*ctr, 
 			return nil, err
 		}
 	}
-	sb, pid, err := s.sandbox()
+	sb, vmm, err := s.sandbox()
 	if err != nil {
 		return nil, err
 	}
@@ -169,9 +184,12 @@ func (s *service) create(ctx context.Context, r *task.CreateTaskRequest) (*ctr, 
 	if err != nil {
 		return nil, err
 	}
-	c.pid = pid
+	if c.pid = vmm; c.id != s.id {
+		c.own = thread.Park(c.id)
+		c.pid = uint32(c.own.TID)
+	}
 	s.events.publish(&events.TaskCreate{
-		ContainerID: r.GetID(), Bundle: r.GetBundle(), Rootfs: r.GetRootfs(), Pid: pid,
+		ContainerID: r.GetID(), Bundle: r.GetBundle(), Rootfs: r.GetRootfs(), Pid: c.pid,
 		IO: &events.TaskIO{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()},
 	})
 	s.watchers.Go(c.init.follow)

@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -336,19 +337,53 @@ func TestExecNeverStarted(t *testing.T) {
 func TestPod(t *testing.T) {
 	t.Parallel()
 	nothing := func(_ *sandboxtest.Guest, c *sandboxtest.Call) { c.Reply(&agentv1.SignalProcessResponse{}) }
-	s := serveShim(t, map[string]sandboxtest.Fault{"DeleteContainer": nothing, "SignalProcess": nothing})
+	var joined []string
+	create := func(_ *sandboxtest.Guest, c *sandboxtest.Call) {
+		var r agentv1.CreateContainerRequest
+		if err := proto.Unmarshal(c.Payload, &r); err != nil {
+			t.Error(err)
+		}
+		joined = append(joined, r.GetJoinNamespaces()["pid"])
+		c.Reply(&agentv1.CreateContainerResponse{Pid: 42})
+	}
+	s := serveShim(t, map[string]sandboxtest.Fault{"DeleteContainer": nothing, "SignalProcess": nothing, "CreateContainer": create})
 	wantCode(t, "container before its sandbox", s.create(t, "d", nil), codes.FailedPrecondition)
 	s.started(t, "c")
 	wantCode(t, "container of the same id", s.create(t, "c", nil), codes.AlreadyExists)
+	var path string
 	join := func(sp *specs.Spec) {
 		for i := range sp.Linux.Namespaces {
 			if ns := &sp.Linux.Namespaces[i]; ns.Type == specs.PIDNamespace {
-				ns.Path = "/proc/1/ns/pid"
+				ns.Path = path
 			}
 		}
 	}
+	pid := func(id string) uint32 {
+		r, err := s.client.State(t.Context(), &task.StateRequest{ID: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetPid()
+	}
+	path = fmt.Sprintf("/proc/%d/ns/pid", pid("c"))
 	if err := s.create(t, "d", join); err != nil {
 		t.Fatal(err)
+	}
+	// The debugger of one container joins that, not the first one.
+	path = fmt.Sprintf("/proc/%d/ns/pid", pid("d"))
+	if err := s.create(t, "e", join); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]string{"", "c", "d"}, joined); d != "" {
+		t.Errorf("the containers whose pid namespace is joined: -want +got\n%s", d)
+	}
+	if c, d, e := pid("c"), pid("d"), pid("e"); c == d || d == e || c == e {
+		t.Errorf("pids %d, %d, %d", c, d, e)
+	}
+	path = "/proc/1/ns/pid"
+	wantCode(t, "the host's processes", s.create(t, "f", join), codes.InvalidArgument)
+	if _, err := s.client.Delete(t.Context(), &task.DeleteRequest{ID: "e"}); err != nil {
+		t.Error(err)
 	}
 	// Never started: it can be deleted all the same.
 	if _, err := s.client.Delete(t.Context(), &task.DeleteRequest{ID: "d"}); err != nil {
@@ -360,7 +395,9 @@ func TestPod(t *testing.T) {
 	if s.Machine.Ended() {
 		t.Fatal("the sandbox ended with one of its containers")
 	}
-	s.wait(t, []string{"/tasks/create", "/tasks/start", "/tasks/create", "/tasks/exit d", "/tasks/delete"})
+	s.wait(t, []string{
+		"/tasks/create", "/tasks/start", "/tasks/create", "/tasks/create", "/tasks/exit e", "/tasks/delete", "/tasks/exit d", "/tasks/delete",
+	})
 }
 
 // TestSlowStart: a guest that does not answer to the start of a process holds up

@@ -3,6 +3,7 @@ package spec
 import (
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -114,23 +115,40 @@ func (t *translation) namespaces(l *specs.Linux) {
 }
 
 // join resolves a namespace path; ok: the guest's spec lists the namespace. The
-// engine takes the path from a pid that we have told it, of a process on the host,
-// so it says no more than that it is the sandbox's: that of the container that
-// made the sandbox, if none is the sandbox itself.
+// engine takes the path from a pid that we have told it, of a process on the host.
+// It says which container is meant, or that the sandbox is: then that is the
+// container that made it, unless the sandbox has namespaces itself.
 func (t *translation) join(ns specs.LinuxNamespace) (guest specs.LinuxNamespace, ok bool) {
+	guest = specs.LinuxNamespace{Type: ns.Type}
 	if ns.Path == "" {
-		return ns, true
+		return guest, true
 	}
-	if t.opts.Pod {
-		t.plan.Join[string(ns.Type)] = ""
-		return specs.LinuxNamespace{}, false
-	}
-	if len(t.opts.Members) == 0 {
+	owner, known := t.owner(ns.Path)
+	switch {
+	case !known, owner == "" && !t.opts.Pod && len(t.opts.Members) == 0:
 		t.refuse("linux.namespaces", "the %q namespace at %q is not one of this sandbox", string(ns.Type), ns.Path)
-		return specs.LinuxNamespace{Type: ns.Type}, true
+		return guest, true
+	case owner == "" && t.opts.Pod:
+		t.plan.Join[string(ns.Type)] = ""
+		return guest, false
+	case owner == "":
+		owner = t.opts.Members[0]
 	}
-	t.plan.Join[string(ns.Type)] = t.opts.Members[0]
-	return specs.LinuxNamespace{Type: ns.Type}, true
+	t.plan.Join[string(ns.Type)] = owner
+	return guest, true
+}
+
+// owner is the container whose process the path of a namespace names, empty for the
+// sandbox.
+func (t *translation) owner(path string) (id string, known bool) {
+	rest, ok := strings.CutPrefix(path, "/proc/")
+	number, _, _ := strings.Cut(rest, "/")
+	pid, err := strconv.Atoi(number)
+	if t.opts.PIDs == nil || !ok || err != nil {
+		return "", true
+	}
+	id, known = t.opts.PIDs[pid]
+	return id, known
 }
 
 // resources: limits hold in the guest's cgroup of the container. What is about

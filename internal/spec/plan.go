@@ -27,6 +27,10 @@ type Options struct {
 	// Members are the ids of the containers that the sandbox has already, the
 	// oldest first.
 	Members []string
+	// PIDs are the numbers of processes that the engine was told for containers
+	// of the sandbox; an empty id stands for the sandbox as such. Nil: it was told
+	// one for all.
+	PIDs map[int]string
 	// Pod: the sandbox itself has the namespaces that its containers share, and
 	// no container of it.
 	Pod bool

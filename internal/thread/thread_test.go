@@ -2,10 +2,12 @@ package thread
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,5 +37,27 @@ func TestRunReturnsTheError(t *testing.T) {
 	want := errors.New("no")
 	if err := Run(func() error { return want }); !errors.Is(err, want) {
 		t.Errorf("got %v, want %v", err, want)
+	}
+}
+
+func TestPark(t *testing.T) {
+	a, b := Park("first"), Park("second")
+	if a.TID == b.TID || a.TID == os.Getpid() {
+		t.Errorf("ids %d and %d", a.TID, b.TID)
+	}
+	comm := fmt.Sprintf("/proc/%d/comm", a.TID)
+	if got, err := os.ReadFile(comm); err != nil || string(got) != "first\n" {
+		t.Errorf("/proc has %q, %v", got, err)
+	}
+	a.Leave()
+	b.Leave()
+	// The kernel may take a moment for it.
+	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+		if _, err := os.ReadFile(comm); err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the thread is left")
+		}
 	}
 }

@@ -37,6 +37,7 @@ func TestPod(t *testing.T) {
 			{"logs", logs},
 			{"identity", identity},
 			{"two containers", twoContainers},
+			{"target", target},
 			{"stats", stats},
 			{"update", update},
 			{"out of memory", outOfMemory},
@@ -214,6 +215,28 @@ func twoContainers(t *testing.T, p *pod, main string) {
 	}
 	want(t, "exit code", fmt.Sprint(p.wait(t, other).ExitCode), "0")
 	want(t, "IPC", p.sh(t, main, "readlink /proc/self/ns/ipc")[:4], "ipc:")
+}
+
+// target is a container that looks at the processes of another, as `kubectl debug
+// --target` makes them: not the pod's first.
+func target(t *testing.T, p *pod, main string) {
+	t.Helper()
+	debugged := p.start(t, containerConfig("debugged", "sleep", "54321"))
+	config := containerConfig("debugger", "sleep", "12345")
+	config.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_TARGET, TargetId: debugged}
+	debugger := p.start(t, config)
+	for _, id := range []string{debugged, debugger} {
+		if ps := p.sh(t, id, "ps"); !strings.Contains(ps, "sleep 54321") || !strings.Contains(ps, "sleep 12345") {
+			t.Errorf("processes:\n%s", ps)
+		}
+	}
+	if ps := p.sh(t, main, "ps"); strings.Contains(ps, "sleep 54321") {
+		t.Errorf("another container has them, too:\n%s", ps)
+	}
+	p.sh(t, debugger, "kill -9 1 || true; kill -9 $(ps | grep '[s]leep 12345' | awk '{ print $1 }')")
+	want(t, "exit code of the debugger", fmt.Sprint(p.wait(t, debugger).ExitCode), "137")
+	want(t, "the debugged", p.status(t, debugged).State.String(), "CONTAINER_RUNNING")
+	p.stop(t, debugged, 0)
 }
 
 func stats(t *testing.T, p *pod, main string) {

@@ -67,6 +67,8 @@ type Call struct {
 	// Stream is the call's number on it, Method its name.
 	Stream uint32
 	Method string
+	// Payload is the encoded request.
+	Payload []byte
 }
 
 // The types of ttRPC's messages.
@@ -93,7 +95,7 @@ func (g *Guest) serveCalls(s link.Stream) {
 		if err := proto.Unmarshal(body, &req); err != nil || h[8] != TypeRequest {
 			return
 		}
-		c := &Call{Conn: s, Stream: binary.BigEndian.Uint32(h[4:]), Method: req.GetMethod()}
+		c := &Call{Conn: s, Stream: binary.BigEndian.Uint32(h[4:]), Method: req.GetMethod(), Payload: req.GetPayload()}
 		if f := g.Faults[c.Method]; f != nil {
 			f(g, c)
 		} else {
