@@ -1,5 +1,6 @@
 // Command kata-agent is the first process of the guest. Started as
-// "container-init" it is what becomes a container's process.
+// "container-init" it is what becomes a container's process, as modprobe what
+// the kernel asks for a module.
 package main
 
 import (
@@ -7,11 +8,15 @@ import (
 
 	"github.com/seed-efd44b36/kata/internal/agent"
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
+	"github.com/seed-efd44b36/kata/internal/agent/module"
 )
 
 func main() {
-	if os.Args[0] == jail.Name {
+	switch os.Args[0] {
+	case jail.Name:
 		os.Exit(jail.Main())
+	case module.Requester:
+		os.Exit(module.Main(os.Args[1:]))
 	}
 	os.Exit(agent.Main())
 }

@@ -33,7 +33,6 @@ import (
 )
 
 const (
-	moduleList = "/etc/kata/modules"
 	cgroupRoot = "/sys/fs/cgroup"
 	// spares is how many container processes wait for work.
 	spares = 1
@@ -106,7 +105,7 @@ func run(started time.Duration) error {
 		logger.Warn("the guest will be slower than it could be", "err", slow)
 	}
 
-	modules, err := module.Open(moduleList)
+	modules, err := module.Open(module.List)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ const (
 	modeFile = 0o100644
 	modeExec = 0o100755
 	modeChar = 0o020600
+	modeLink = 0o120777
 )
 
 // cpioWriter writes an archive of the "newc" kind, the one that the kernel
@@ -102,6 +103,8 @@ func writeInitrd(w io.Writer, agent []byte, plan plan) error {
 	}
 	c.file("etc/kata/modules", modeFile, plan.list())
 	c.file("init", modeExec, agent)
+	// The kernel starts it to have a module loaded that it misses.
+	c.file("sbin/modprobe", modeLink, []byte("/init"))
 	for _, m := range plan.modules {
 		c.file(strings.TrimPrefix(plan.path(m.name), "/"), modeFile, m.data)
 	}

@@ -37,6 +37,8 @@ func TestWriteInitrd(t *testing.T) {
 		{"etc/kata", modeDir, "0:0", ""},
 		{"etc/kata/modules", modeFile, "0:0", "boot a /lib/modules/6.1/a.ko\nlazy b /lib/modules/6.1/b.ko a\n"},
 		{"init", modeExec, "0:0", "agent"},
+		{"sbin", modeDir, "0:0", ""},
+		{"sbin/modprobe", modeLink, "0:0", "/init"},
 		{"lib", modeDir, "0:0", ""},
 		{"lib/modules", modeDir, "0:0", ""},
 		{"lib/modules/6.1", modeDir, "0:0", ""},

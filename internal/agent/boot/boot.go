@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/seed-efd44b36/kata/internal/agent/module"
 	"golang.org/x/sys/unix"
 )
 
@@ -60,6 +61,11 @@ func Rest() error {
 	// Engines ask for more open files than a kernel allows at its start.
 	if err := os.WriteFile("/proc/sys/fs/nr_open", []byte(maxOpenFiles), 0); err != nil {
 		return fmt.Errorf("raise the limit of open files: %w", err)
+	}
+	// Some kernels are built to look elsewhere; those without modules have no
+	// such file.
+	if err := os.WriteFile("/proc/sys/kernel/modprobe", []byte(module.Requester), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("tell the kernel who loads modules: %w", err)
 	}
 	// The agent's own program is in the initial file system: no container may
 	// ever write to it, by whatever path (CVE-2019-5736).

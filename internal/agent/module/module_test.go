@@ -51,6 +51,32 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// TestRequest has names as the kernel asks for them.
+func TestRequest(t *testing.T) {
+	for args, want := range map[string]string{
+		"-q -- virtio_net":           "virtio virtio_net",
+		"-q -- virtio-net":           "virtio virtio_net",
+		"-q -- rtnl-link-virtio_net": "virtio virtio_net",
+		"-q -- fs-9p":                "netfs 9p",
+		"-q -- ipt_MARK":             "xt_MARK",
+		"-q -- net-pf-99":            "",
+		"":                           "",
+	} {
+		var got []string
+		s, err := parse(list+"lazy xt_MARK /m/xt_MARK.ko\n", func(path string) error {
+			got = append(got, strings.TrimSuffix(filepath.Base(path), ".ko"))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.request(strings.Fields(args))
+		if g := strings.Join(got, " "); g != want || (err == nil) != (want != "") {
+			t.Errorf("%q: loaded %q, %v; want %q", args, g, err, want)
+		}
+	}
+}
+
 func TestBadList(t *testing.T) {
 	for _, text := range []string{"boot x\n", "boot x /x.ko y\n"} {
 		if _, err := parse(text, nil); err == nil {
