@@ -6,6 +6,7 @@
 //	probe hold PATH      locks a file, says so, and keeps it locked
 //	probe try PATH       tells whether a file can be locked
 //	probe map PATH TEXT  writes a text by way of a shared mapping, and keeps it mapped
+//	probe uid            prints the effective user
 //	probe watch PATH     prints what inotify tells of a directory or file
 package main
 
@@ -35,10 +36,12 @@ func main() {
 		err = try(args[1])
 	case len(args) == 3 && args[0] == "map":
 		err = mapped(args[1], args[2])
+	case len(args) == 1 && args[0] == "uid":
+		fmt.Println(os.Geteuid())
 	case len(args) == 2 && args[0] == "watch":
 		err = watch(os.Stdout, args[1])
 	default:
-		err = errors.New("usage: probe serve PATH | ask PATH TEXT | hold PATH | try PATH | map PATH TEXT | watch PATH")
+		err = errors.New("usage: probe serve PATH | ask PATH TEXT | hold PATH | try PATH | map PATH TEXT | uid | watch PATH")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "probe:", err)
