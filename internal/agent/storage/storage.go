@@ -69,7 +69,7 @@ func mount(ctx context.Context, modules *module.Set, s *agentv1.Storage) error {
 	}
 	err := unix.Mount(source, target, fstype, flags, data)
 	if errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("the guest's kernel has no file system %s: %w", fstype, err)
+		return fmt.Errorf("the guest has no file system %s, only ext4, erofs and what its kernel has built in: %w", fstype, err)
 	}
 	return err
 }

@@ -24,6 +24,7 @@ const undoTimeout = 10 * time.Second
 
 // disk is a disk that is attached.
 type disk struct {
+	unit    int // of the one target; no other disk has it
 	set     fdSet
 	deleted chan struct{} // closed by QEMU's event
 }
@@ -88,7 +89,7 @@ func (m *Machine) plug(ctx context.Context, monitor *qmp.Client, d vmm.Disk, pro
 		return errors.Join(err, execute(back, monitor, "remove-fd", added.set))
 	}
 	err = execute(ctx, monitor, "device_add", scsiDisk{
-		Driver: "scsi-hd", ID: nodeName(d.ID), Bus: "scsi.0", Drive: nodeName(d.ID), Serial: d.ID,
+		Driver: "scsi-hd", ID: nodeName(d.ID), Bus: "scsi.0", Unit: added.unit, Drive: nodeName(d.ID), Serial: d.ID,
 	})
 	if err != nil {
 		return errors.Join(err,
@@ -155,12 +156,19 @@ func (m *Machine) unplug(ctx context.Context, monitor *qmp.Client, id string, d 
 }
 
 // reserve enters a disk before it is attached, so that no second one can have
-// its name.
+// its name or its unit.
 func (m *Machine) reserve(id string, d *disk) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.disks[id] != nil {
 		return errors.New("there is such a disk already")
+	}
+	used := map[int]bool{}
+	for _, taken := range m.disks {
+		used[taken.unit] = true
+	}
+	for used[d.unit] {
+		d.unit++
 	}
 	m.disks[id] = d
 	return nil
@@ -245,10 +253,14 @@ type (
 		Filename string `json:"filename"`
 		Discard  string `json:"discard"`
 	}
+	// scsiDisk is on the only target, so that a guest finds all disks there and
+	// need not look at 256.
 	scsiDisk struct {
 		Driver string `json:"driver"`
 		ID     string `json:"id"`
 		Bus    string `json:"bus"`
+		Target int    `json:"scsi-id"`
+		Unit   int    `json:"lun"`
 		Drive  string `json:"drive"`
 		Serial string `json:"serial"`
 	}
