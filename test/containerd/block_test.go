@@ -210,6 +210,19 @@ func TestBlockDevices(t *testing.T) {
 			third := p.start(t, with("third", "rw"))
 			p.sh(t, third, "printf 'of a third!' | dd of=/dev/xvda conv=notrunc 2>/dev/null")
 			want(t, "what one writes the other reads", p.sh(t, first, "head -c 11 /dev/xvda"), "of a third!")
+			bound := with("bound", "rw")
+			bound.Mounts = []*runtime.Mount{{HostPath: device, ContainerPath: "/data"}}
+			fourth := p.start(t, bound)
+			want(t, "a node that is bound, too", p.sh(t, fourth, "stat -c %F /data; head -c 11 /data"), "block special file\nof a third!")
+			bound = with("bound-alone", "rw")
+			bound.Devices, bound.Mounts = nil, []*runtime.Mount{{HostPath: device, ContainerPath: "/data"}}
+			id, err := p.try(bound)
+			if c.runtime == "kata" && (err == nil || !strings.Contains(err.Error(), "no rule of linux.resources.devices")) {
+				t.Errorf("bound without a rule: %v", err)
+			}
+			if c.runtime == "runc" { // which leaves it to the container to find out
+				want(t, "bound without a rule", p.sh(t, id, "head -c 1 /data 2>&1 || true"), "head: /data: Operation not permitted")
+			}
 			none := p.sleeper(t, "none")
 			want(t, "no device", p.sh(t, none, "ls /dev/xvda 2>/dev/null; for n in 0 16 32; do mknod /x b 8 $n; head -c 1 /x 2>&1; rm /x; done; mknod /x b 7 0; head -c 1 /x 2>&1; true"),
 				strings.Repeat("head: /x: Operation not permitted\n", 4)[:4*len("head: /x: Operation not permitted\n")-1])
@@ -217,7 +230,7 @@ func TestBlockDevices(t *testing.T) {
 			p.stop(t, first, 0)
 			want(t, "after the others", p.sh(t, second, "head -c 11 /dev/xvda"), "of a third!")
 			// With the pod there the device is free when its containers are gone.
-			for _, id := range []string{first, second, third} {
+			for _, id := range []string{first, second, third, fourth} {
 				if _, err := p.RemoveContainer(t.Context(), &runtime.RemoveContainerRequest{ContainerId: id}); err != nil {
 					t.Error(err)
 				}
