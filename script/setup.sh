@@ -10,10 +10,10 @@ fi
 
 # What kata itself uses.
 run='qemu-system-x86 kmod iproute2 iptables containernetworking-plugins xz-utils'
-# What the build and the tests use: runc and busybox to compare with, mmdebstrap
+# What the build and the tests use: runc, crun, runsc and busybox to compare with, mmdebstrap
 # for test images, curl to fetch through a published port, containerd and procps
 # (sysctl) for the tests of the shim.
-dev='make gcc git ca-certificates curl runc containerd procps busybox mmdebstrap e2fsprogs dpkg-dev libc6-dev protobuf-compiler'
+dev='make gcc git ca-certificates curl runc crun runsc containerd procps busybox mmdebstrap e2fsprogs dpkg-dev libc6-dev protobuf-compiler'
 
 missing=
 for package in $run $dev; do

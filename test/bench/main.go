@@ -1,9 +1,10 @@
 // Command bench measures what users of containers in virtual machines wait and
 // pay for, prints one table, and compares it with a budget:
 //
-//	KATA_BIN=bin go run ./test/bench [-n 7] [-only PART] [-json FILE] [-check]
+//	KATA_BIN=bin go run ./test/bench [-n 7] [-only PART] [-pods 20] [-json FILE] [-check]
 //
-// It needs root, the built programs, QEMU, and for the comparison runc. Each
+// It needs root, the built programs, QEMU, and for the comparison runc, crun and
+// runsc, of which it leaves out what is missing or does not run. Each
 // figure is a median; what belongs together is measured in turns, so that a
 // machine that slows down slows both.
 package main
@@ -26,6 +27,8 @@ import (
 func main() {
 	var o options
 	flag.IntVar(&o.n, "n", 5, "number of cold starts; of execs it is four times as many")
+	flag.IntVar(&o.pods, "pods", 20, "number of pods that start at once; 0: none")
+	flag.StringVar(&o.containerd, "containerd", "", "`version` of containerd to build and use, empty: Debian's")
 	flag.StringVar(&o.only, "only", "", "measure only this `part`: "+strings.Join(parts(), ", "))
 	flag.StringVar(&o.json, "json", "", "write the figures to this `file`")
 	flag.StringVar(&o.budget, "budget", "test/bench/budget.json", "`file` with the limits")
@@ -40,8 +43,9 @@ func main() {
 }
 
 type options struct {
-	n                  int
+	n, pods            int
 	only, json, budget string
+	containerd         string
 	check              bool
 }
 
@@ -60,7 +64,7 @@ func run(ctx context.Context, out, progress io.Writer, o options) error {
 	if err != nil {
 		return err
 	}
-	r, err := measure(ctx, o.n, o.only, func(step string) { fmt.Fprintln(progress, step+" ...") })
+	r, err := measure(ctx, o, func(step string) { fmt.Fprintln(progress, step+" ...") })
 	if err != nil {
 		return err
 	}

@@ -34,9 +34,10 @@ const (
 	partExec   = "exec"
 	partStdout = "stdout"
 	partStart  = "start"
+	partEngine = "containerd"
 )
 
-func parts() []string { return []string{partMemory, partExec, partStdout, partStart} }
+func parts() []string { return []string{partMemory, partExec, partStdout, partStart, partEngine} }
 
 // bench is one run in the making.
 type bench struct {
@@ -54,13 +55,13 @@ type bench struct {
 func (b *bench) wants(part string) bool { return b.only == "" || b.only == part }
 
 // measure measures everything, or only one part.
-func measure(ctx context.Context, n int, only string, step func(string)) (_ *result, err error) {
+func measure(ctx context.Context, o options, step func(string)) (_ *result, err error) {
 	env, remove, err := harness.New("")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	b := &bench{env: env, dir: filepath.Dir(env.Data), only: only, step: step, result: &result{Date: today()}}
+	b := &bench{env: env, dir: filepath.Dir(env.Data), only: o.only, step: step, result: &result{Date: today()}}
 	step("images")
 	if b.image, err = harness.Image(ctx, "busybox"); err != nil {
 		return nil, err
@@ -78,11 +79,16 @@ func measure(ctx context.Context, n int, only string, step func(string)) (_ *res
 	if b.runc, err = newRunc(ctx, b); err != nil {
 		return nil, err
 	}
-	if err := b.running(ctx, 4*n); err != nil {
+	if err := b.running(ctx, 4*o.n); err != nil {
 		return nil, err
 	}
 	if b.wants(partStart) {
-		if err := b.starts(ctx, n); err != nil {
+		if err := b.starts(ctx, o.n); err != nil {
+			return nil, err
+		}
+	}
+	if b.wants(partEngine) {
+		if err := b.engines(ctx, o); err != nil {
 			return nil, err
 		}
 	}
@@ -93,7 +99,9 @@ func measure(ctx context.Context, n int, only string, step func(string)) (_ *res
 // order is that of the table.
 func order(name string) int {
 	return slices.Index([]string{
-		"qemu_alone", "cold_start", "cold_start_ratio", "exec_static", "exec_busybox", "stdout", "qemu_pss", "proxy_pss", "agent_rss",
+		"qemu_alone", "cold_start", "cold_start_ratio", "exec_static", "exec_ratio", "exec_busybox", "stdout", "qemu_pss", "proxy_pss", "agent_rss",
+		"ctr_run", "ctr_run_ratio", "pod_start", "pod_start_ratio", "cri_exec", "cri_exec_ratio", "container_pss", "shim_pss", "pod_pss",
+		"pods_at_once", "pods_at_once_failed",
 	}, name)
 }
 
@@ -101,6 +109,11 @@ func (b *bench) volume() string { return filepath.Join(b.dir, "volume") }
 
 func (b *bench) add(name, what, unit string, s, runc samples) {
 	b.result.Figures = append(b.result.Figures, newFigure(name, what, unit, s, runc))
+}
+
+// note adds a remark to the tables.
+func (b *bench) note(format string, args ...any) {
+	b.result.Notes = append(b.result.Notes, fmt.Sprintf(format, args...))
 }
 
 // kata runs `kata` to its end, which has to be a success.
@@ -159,7 +172,7 @@ func (b *bench) execs(ctx context.Context, n int) error {
 		{"exec_busybox", "exec of a dynamic one (busybox)", []string{"/bin/true"}},
 	} {
 		b.step(e.what)
-		var ours, theirs samples
+		var ours, theirs, ratio samples
 		for range n {
 			t, err := took(b.env.Command(ctx, "kata", append([]string{"exec", container}, e.command...)...))
 			if err != nil {
@@ -167,13 +180,17 @@ func (b *bench) execs(ctx context.Context, n int) error {
 			}
 			ours = append(ours, t*1000)
 			if b.runc != nil {
-				if t, err = took(b.runc.exec(ctx, e.command...)); err != nil {
+				its, err := took(b.runc.exec(ctx, e.command...))
+				if err != nil {
 					return err
 				}
-				theirs = append(theirs, t*1000)
+				theirs, ratio = append(theirs, its*1000), append(ratio, t/its)
 			}
 		}
 		b.add(e.name, e.what, "ms", ours, theirs)
+		if e.name == "exec_static" && len(ratio) > 0 {
+			b.add("exec_ratio", "that to runc's", "times", ratio, nil)
+		}
 	}
 	return nil
 }
@@ -228,10 +245,8 @@ func (b *bench) look(ctx context.Context) (report.Sandbox, error) {
 // memory measures what an idle sandbox takes.
 func (b *bench) memory(ctx context.Context, st report.Sandbox) error {
 	b.step("memory")
-	select { // until it is idle
-	case <-time.After(idleTime):
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := idle(ctx); err != nil {
+		return err
 	}
 	for _, p := range []struct {
 		name, what string
@@ -295,7 +310,6 @@ func (b *bench) starts(ctx context.Context, n int) error {
 		if err != nil {
 			return err
 		}
-		first := func(out []byte) bool { return len(out) > 0 }
 		start, err := untilOutput(b.env.Command(ctx, "kata", "run", "--rm", "--network", "none", b.image, "echo", "started"), first)
 		if err != nil {
 			return fmt.Errorf("cold start: %w", err)

@@ -35,15 +35,30 @@ type figure struct {
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
-	// Runc is the median of the same with runc, 0 when there is none.
-	Runc float64 `json:"runc,omitempty"`
+	// Table is the heading of the table that the figure belongs to, empty for the
+	// first.
+	Table string `json:"table,omitempty"`
+	// Beside has the medians of the same with other runtimes.
+	Beside map[string]float64 `json:"beside,omitempty"`
 }
 
+// others are the runtimes that may stand beside ours, in the order of columns.
+func others() []string { return []string{"runc", "crun", "runsc"} }
+
 func newFigure(name, what, unit string, s, runc samples) figure {
-	return figure{
-		Name: name, What: what, Unit: unit, N: len(s),
-		Median: s.median(), Min: slices.Min(s), Max: slices.Max(s), Runc: runc.median(),
+	f := figure{Name: name, What: what, Unit: unit, N: len(s), Median: s.median(), Min: slices.Min(s), Max: slices.Max(s)}
+	if len(runc) > 0 {
+		f.beside("runc", runc.median())
 	}
+	return f
+}
+
+// beside puts the median of another runtime beside.
+func (f *figure) beside(runtime string, median float64) {
+	if f.Beside == nil {
+		f.Beside = make(map[string]float64)
+	}
+	f.Beside[runtime] = median
 }
 
 // result is all that a run has found out.
@@ -51,6 +66,8 @@ type result struct {
 	Date    string   `json:"date"`
 	Machine []string `json:"machine"`
 	Figures []figure `json:"figures"`
+	// Notes tell what was left out, and why.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // limit is what a figure must not exceed, or must reach.
@@ -109,13 +126,40 @@ func exceeded(r *result, limits []limit) error {
 	return errors.Join(errs...)
 }
 
-// markdown prints the table.
+// markdown prints the tables.
 func (r *result) markdown(out io.Writer, limits []limit) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s. %s.\n\n", r.Date, strings.Join(r.Machine, "; "))
-	b.WriteString("| what | n | median | range | limit | runc |\n|---|---|---|---|---|---|\n")
-	for _, f := range r.Figures {
-		lim, runc := "", ""
+	fmt.Fprintf(&b, "%s. %s.\n", r.Date, strings.Join(r.Machine, "; "))
+	for rest := r.Figures; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && rest[n].Table == rest[0].Table {
+			n++
+		}
+		table(&b, rest[:n], limits)
+		rest = rest[n:]
+	}
+	for i, n := range r.Notes {
+		if i == 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteString("- " + n + "\n")
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// table prints figures of one table.
+func table(b *strings.Builder, figures []figure, limits []limit) {
+	columns := slices.DeleteFunc(others(), func(runtime string) bool {
+		return !slices.ContainsFunc(figures, func(f figure) bool { _, ok := f.Beside[runtime]; return ok })
+	})
+	b.WriteByte('\n')
+	if heading := figures[0].Table; heading != "" {
+		b.WriteString(heading + ":\n\n")
+	}
+	fmt.Fprintf(b, "| %s |\n|%s\n", strings.Join(append([]string{"what", "n", "median", "range", "limit"}, columns...), " | "), strings.Repeat("---|", 5+len(columns)))
+	for _, f := range figures {
+		lim := ""
 		for _, l := range limits {
 			if l.Name == f.Name {
 				lim = l.String()
@@ -124,13 +168,16 @@ func (r *result) markdown(out io.Writer, limits []limit) error {
 				}
 			}
 		}
-		if f.Runc != 0 {
-			runc = number(f.Runc)
+		fmt.Fprintf(b, "| %s, %s | %d | %s | %s to %s | %s |", f.What, f.Unit, f.N, number(f.Median), number(f.Min), number(f.Max), lim)
+		for _, c := range columns {
+			text := ""
+			if v, ok := f.Beside[c]; ok {
+				text = number(v)
+			}
+			fmt.Fprintf(b, " %s |", text)
 		}
-		fmt.Fprintf(&b, "| %s, %s | %d | %s | %s to %s | %s | %s |\n", f.What, f.Unit, f.N, number(f.Median), number(f.Min), number(f.Max), lim, runc)
+		b.WriteByte('\n')
 	}
-	_, err := io.WriteString(out, b.String())
-	return err
 }
 
 // number prints three significant digits or so.
@@ -140,6 +187,8 @@ func number(v float64) string {
 		return fmt.Sprintf("%.0f", v)
 	case v >= 10:
 		return fmt.Sprintf("%.1f", v)
+	case v == 0:
+		return "0"
 	default:
 		return fmt.Sprintf("%.2f", v)
 	}
