@@ -116,16 +116,16 @@ nonsense_of_another_world = 1
 	dropIns := filepath.Join(filepath.Dir(path), "config.d")
 	got := strings.Split(err.Error(), "\n")
 	want := []string{
+		path + `:2: hypervisor.accel: "hvf" is not one of auto, kvm, tcg`,
 		path + `:3: hypervisor.default_vcpu: there is no such key; did you mean hypervisor.default_vcpus?`,
 		path + `:4: hypervisor.default_memory: want an integer, got string "512"`,
 		path + `:6: hypervisor.qemu.shared_fs: there is no such key; did you mean hypervisor.shared_fs?`,
+		path + `:9: runtime.data_dir: "/x/y" and runtime.state_dir "/x" must not be within one another`,
 		path + `:10: runtime.state_dir: is set twice, first in line 8`,
 		path + `:11: runtime.nonsense_of_another_world: there is no such key`,
 		dropIns + `/a.toml:1: network: there are no arrays of tables here; write [network]`,
-		dropIns + `/b.toml:2: `,
-		path + `:2: hypervisor.accel: "hvf" is not one of auto, kvm, tcg`,
-		path + `:9: runtime.data_dir: "/x/y" and runtime.state_dir "/x" must not be within one another`,
 		dropIns + `/a.toml:2: network.subnet: 10.1.2.3/16 has host bits; did you mean 10.1.0.0/16?`,
+		dropIns + `/b.toml:2: `,
 	}
 	if len(got) != len(want) {
 		t.Fatalf("got %d problems, want %d:\n%s", len(got), len(want), err)
@@ -136,7 +136,7 @@ nonsense_of_another_world = 1
 			t.Errorf("problem %d:\n got %s\nwant %s", i, got[i], want[i])
 		}
 	}
-	if p, ok := errors.AsType[*Error](err); !ok || p.Key != "hypervisor.default_vcpu" {
+	if p, ok := errors.AsType[*Error](err); !ok || p.Key != "hypervisor.accel" {
 		t.Errorf("first *Error = %v, %v", p, ok)
 	}
 }

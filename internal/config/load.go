@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -97,6 +99,7 @@ func Load(path string) (*Loaded, error) {
 		}
 		problems = append(problems, p)
 	}
+	l.sort(problems)
 	if len(problems) > 0 {
 		errs := make([]error, len(problems))
 		for i, p := range problems {
@@ -105,6 +108,25 @@ func Load(path string) (*Loaded, error) {
 		return nil, errors.Join(errs...)
 	}
 	return l, nil
+}
+
+// sort puts problems into the order in which a person meets them: of files, and
+// of lines in each. What is of no file comes last.
+func (l *Loaded) sort(problems []*Error) {
+	place := func(p *Error) (file, line int) {
+		for i, f := range l.Files {
+			if rest, ok := strings.CutPrefix(p.Where, f); ok && (rest == "" || rest[0] == ':') {
+				line, _ = strconv.Atoi(strings.TrimPrefix(rest, ":"))
+				return i, line
+			}
+		}
+		return len(l.Files), 0
+	}
+	slices.SortStableFunc(problems, func(a, b *Error) int {
+		fileA, lineA := place(a)
+		fileB, lineB := place(b)
+		return cmp.Or(cmp.Compare(fileA, fileB), cmp.Compare(lineA, lineB))
+	})
 }
 
 // read merges one file into l.
