@@ -57,6 +57,8 @@ type Kernel struct {
 // Options say what to check.
 type Options struct {
 	Config config.Config
+	// Problems are those of the configuration; then Config has the defaults.
+	Problems []error
 	// KVM reports whether /dev/kvm can run a guest, and if not, why.
 	KVM func(context.Context) (usable bool, reason string)
 	// QEMU returns the path and the version of the VMM.
@@ -121,6 +123,12 @@ func Run(ctx context.Context, opts Options) Report {
 	present := []Result{
 		h.privileges(), h.kvm(), h.vhostVsock(), h.vhostNet(), h.tun(),
 		h.qemu(ctx), h.kernel(ctx), h.virtiofsd(), h.cni(), h.memory(), h.directories(),
+	}
+	for _, p := range opts.Problems {
+		present = append(present, Result{
+			Name: "configuration", Status: Error, Detail: p.Error(),
+			Remedy: "mend it; the other checks are made with the defaults",
+		})
 	}
 	capable := noErrors(machine)
 	return Report{

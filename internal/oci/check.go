@@ -24,9 +24,18 @@ func (a *app) checkCommand() *cobra.Command {
 		Aliases: []string{"kata-check"},
 		Short:   "Tell whether this host can run containers in virtual machines, and what is missing",
 		Args:    cobra.NoArgs,
+		// A configuration that is wrong is one of the things to tell.
+		Annotations: map[string]string{"noconfig": "true"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			rep := check.Run(cmd.Context(), a.checkOptions())
-			var err error
+			l, err := config.Load(a.configPath)
+			if err == nil {
+				a.conf = l.Config
+			} else {
+				a.conf = config.Default()
+			}
+			opts := a.checkOptions()
+			opts.Problems = each(err)
+			rep := check.Run(cmd.Context(), opts)
 			if asJSON {
 				err = rep.WriteJSON(a.out)
 			} else {
@@ -72,6 +81,17 @@ func (a *app) envCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// each are the errors that are joined in one.
+func each(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
 }
 
 // checkOptions joins the checks with the packages that know the answers.
