@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strconv"
 
 	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/logfile"
@@ -13,6 +14,7 @@ import (
 
 func (a *app) logsCommand() *cobra.Command {
 	var follow bool
+	tail := "all"
 	cmd := &cobra.Command{
 		Use:   "logs [flags] CONTAINER",
 		Short: "Print the output of a detached container",
@@ -25,10 +27,18 @@ func (a *app) logsCommand() *cobra.Command {
 			if !r.Detached {
 				return fmt.Errorf("container %s runs in the foreground (no -d): its output goes to its caller and is not kept", r.Name)
 			}
+			var last *int
+			if tail != "all" {
+				n, err := strconv.Atoi(tail)
+				if err != nil || n < 0 {
+					return fmt.Errorf("--tail %q: must be a number of lines, or all", tail)
+				}
+				last = &n
+			}
 			ctx := cmd.Context()
 			path := filepath.Join(a.containers.path(r.ID), logFile)
 			ended := func() bool { return !a.containers.condition(r).running() }
-			err = logfile.Copy(ctx, path, a.out, a.errOut, logfile.Options{Follow: follow, Ended: ended})
+			err = logfile.Copy(ctx, path, a.out, a.errOut, logfile.Options{Follow: follow, Ended: ended, Tail: last})
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil // nothing was printed yet
 			}
@@ -38,6 +48,7 @@ func (a *app) logsCommand() *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().StringVarP(&tail, "tail", "n", tail, "only so many of the last `lines`")
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the container ends")
 	return cmd
 }

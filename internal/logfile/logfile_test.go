@@ -171,6 +171,24 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+func TestTail(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := create(path, 300) // so that it is rotated
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, l, "1\n", "2\n", "3\n", "4", "4\n", "5\n", "6")
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for tail, want := range map[int]string{0: "", 1: "5\n6", 2: "44\n5\n6", 4: "2\n3\n44\n5\n6", 99: "1\n2\n3\n44\n5\n6"} {
+		var out bytes.Buffer
+		if err := Copy(t.Context(), path, &out, io.Discard, Options{Tail: &tail}); err != nil || out.String() != want {
+			t.Errorf("the last %d lines are %q, %v; want %q", tail, out.String(), err, want)
+		}
+	}
+}
+
 // TestFollow reads a log while it is written and rotated. No line may be lost
 // as long as the reader is not overtaken, which this one cannot be.
 func TestFollow(t *testing.T) {

@@ -2,6 +2,7 @@ package logfile
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,19 +31,25 @@ type Options struct {
 	Timestamps bool
 	// Since leaves out what was written before.
 	Since time.Time
+	// Tail, unless it is nil, leaves out all but so many of the last lines that
+	// are there at the beginning.
+	Tail *int
 }
 
 // Copy writes the text of a log to out and errOut, exactly as the container has
 // written it. The error is fs.ErrNotExist when there is no log. Lines of the log
 // that cannot be read are left out and their number is in the error.
 func Copy(ctx context.Context, path string, out, errOut io.Writer, o Options) error {
-	r := &reader{path: path, out: out, errOut: errOut, options: o}
+	r := &reader{path: path, out: out, errOut: errOut, options: o, holding: o.Tail != nil}
 	defer r.close()
 	var poll *time.Ticker
 	for {
 		// Asked before reading: what was written until then is read.
 		ended := !o.Follow || o.Ended != nil && o.Ended()
 		if err := r.readAll(ctx); err != nil {
+			return err
+		}
+		if err := r.release(); err != nil {
 			return err
 		}
 		if ended {
@@ -81,6 +88,10 @@ type reader struct {
 	damaged int
 	// middle tells that the next text continues a line, by stream.
 	middle map[string]bool
+	// holding tells that what is read is held back, to find the last lines.
+	holding bool
+	held    []logLine
+	ends    int // of lines, among what is held
 }
 
 func (r *reader) close() {
@@ -207,14 +218,52 @@ type logLine struct {
 	Time   time.Time `json:"time"`
 }
 
+// text is what the container has written.
+func (l logLine) text() []byte {
+	if len(l.Base64) > 0 {
+		return l.Base64
+	}
+	return []byte(l.Log)
+}
+
+// ends tells whether it ends a line.
+func (l logLine) ends() bool { return bytes.HasSuffix(l.text(), []byte("\n")) }
+
+// hold keeps a text, and drops those before the last lines.
+func (r *reader) hold(l logLine) {
+	r.held = append(r.held, l)
+	if l.ends() {
+		r.ends++
+	}
+	for tail := *r.options.Tail; r.ends > tail || tail == 0 && len(r.held) > 0; {
+		if r.held[0].ends() {
+			r.ends--
+		}
+		r.held = r.held[1:]
+	}
+}
+
+// release prints what was held back; from now on nothing is.
+func (r *reader) release() error {
+	r.holding = false
+	for _, l := range r.held {
+		if err := r.print(l); err != nil {
+			return err
+		}
+	}
+	r.held = nil
+	return nil
+}
+
 func (r *reader) print(l logLine) error {
 	if l.Time.Before(r.options.Since) {
 		return nil
 	}
-	text := []byte(l.Log)
-	if len(l.Base64) > 0 {
-		text = l.Base64
+	if r.holding {
+		r.hold(l)
+		return nil
 	}
+	text := l.text()
 	w := r.out
 	if l.Stream == "stderr" {
 		w = r.errOut
