@@ -535,6 +535,18 @@ func TestParseReference(t *testing.T) {
 	}
 }
 
+func TestNameInUpperCase(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{"ALPINE", `image name "ALPINE": it has to be in lower case, but for the tag: alpine`},
+		{"quay.io/Foo/bar:V1", `image name "quay.io/Foo/bar:V1": it has to be in lower case, but for the tag: quay.io/foo/bar:V1`},
+		{"A b", `image name "A b": could not parse reference: A b`},
+	} {
+		if _, err := parseReference(tt.in); err == nil || err.Error() != tt.want {
+			t.Errorf("%s: %v, want %s", tt.in, err, tt.want)
+		}
+	}
+}
+
 func TestCopyDir(t *testing.T) {
 	layertest.NeedRoot(t)
 	s := openStore(t)

@@ -66,6 +66,21 @@ type reference struct {
 	name   string
 }
 
+// lowerCase is a name as a registry takes it, if it had only to be in lower case.
+func lowerCase(s string) string {
+	repository, rest := s, ""
+	if i := strings.IndexByte(s, '@'); i >= 0 {
+		repository, rest = s[:i], s[i:]
+	} else if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, '/') {
+		repository, rest = s[:i], s[i:]
+	}
+	lower := strings.ToLower(repository) + rest
+	if _, err := name.ParseReference(lower); err != nil {
+		return s
+	}
+	return lower
+}
+
 // parseReference understands registry references as Docker does, and
 // oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], and a path
 // that starts with "/" or "." of a layout or archive.
@@ -77,6 +92,9 @@ func parseReference(s string) (reference, error) {
 		rest = s
 	default:
 		ref, err := name.ParseReference(s)
+		if right := lowerCase(s); err != nil && right != s {
+			return reference{}, fmt.Errorf("image name %q: it has to be in lower case, but for the tag: %s", s, right)
+		}
 		if err != nil {
 			return reference{}, fmt.Errorf("image name %q: %w", s, err)
 		}
