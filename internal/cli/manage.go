@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
+	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/runflags"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
@@ -194,11 +196,24 @@ func (a *app) rmCommand() *cobra.Command {
 		Short: "Remove stopped containers",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, refs []string) error {
+			if force {
+				refs = slices.DeleteFunc(refs, a.tellMissing)
+			}
 			return a.each(refs, func(r record) error { return a.rm(cmd.Context(), r, force) })
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "end a running container first")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "end a running container first; one that is not there is no failure")
 	return cmd
+}
+
+// tellMissing tells the person, too, when there is no such container.
+func (a *app) tellMissing(ref string) bool {
+	_, err := a.containers.find(ref)
+	if !errors.Is(err, errNoContainer) {
+		return false
+	}
+	fmt.Fprintln(a.errOut, printable.Text("kata: "+err.Error(), 4000))
+	return true
 }
 
 func (a *app) rm(ctx context.Context, r record, force bool) error {

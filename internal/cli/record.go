@@ -217,6 +217,9 @@ func (s store) read(id string) (record, error) {
 	return r, nil
 }
 
+// errNoContainer: there is no container of that name.
+var errNoContainer = errors.New("no such container")
+
 // find finds a container by name, id, or the beginning of an id.
 func (s store) find(ref string) (record, error) {
 	all, err := s.list()
@@ -234,7 +237,7 @@ func (s store) find(ref string) (record, error) {
 	}
 	switch len(hits) {
 	case 0:
-		return record{}, fmt.Errorf("no such container: %q (`kata ps -a` lists all)", ref)
+		return record{}, fmt.Errorf("%w: %q (`kata ps -a` lists all)", errNoContainer, ref)
 	case 1:
 		return hits[0], nil
 	}
