@@ -15,10 +15,12 @@ func versionCommand() *cobra.Command {
 		Args:        cobra.NoArgs,
 		Annotations: map[string]string{noConfig: "true"},
 		Run: func(cmd *cobra.Command, _ []string) {
-			fmt.Fprintf(cmd.OutOrStdout(), "kata %s\n", version.String())
+			fmt.Fprint(cmd.OutOrStdout(), ownVersion())
 		},
 	}
 }
+
+func ownVersion() string { return fmt.Sprintf("kata %s\n", version.String()) }
 
 func (a *app) configCommand() *cobra.Command {
 	return group("config", "Look at the configuration", "", &cobra.Command{

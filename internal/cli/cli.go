@@ -12,6 +12,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/image"
+	"github.com/seed-efd44b36/kata/internal/version"
 	"github.com/spf13/cobra"
 )
 
@@ -59,8 +60,9 @@ func group(use, short, long string, commands ...*cobra.Command) *cobra.Command {
 func newRoot(release func()) *cobra.Command {
 	a := &app{out: os.Stdout, errOut: os.Stderr}
 	root := &cobra.Command{
-		Use:   "kata COMMAND",
-		Short: "Run containers, each in a virtual machine of its own",
+		Use:     "kata COMMAND",
+		Version: version.String(),
+		Short:   "Run containers, each in a virtual machine of its own",
 		// Flags before a verb are the program's, whatever the verb's are called.
 		TraverseChildren: true,
 		Args:             unknown,
@@ -76,6 +78,7 @@ func newRoot(release func()) *cobra.Command {
 			return a.load()
 		},
 	}
+	root.SetVersionTemplate(ownVersion())
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default "+config.File+")")
 	root.AddCommand(
 		a.runCommand(release), a.execCommand(release), a.psCommand(), a.logsCommand(), a.stopCommand(), a.killCommand(),

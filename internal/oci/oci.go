@@ -38,8 +38,9 @@ func Main(args []string) int {
 func newRoot(release func()) *cobra.Command {
 	a := &app{out: os.Stdout, errOut: os.Stderr}
 	root := &cobra.Command{
-		Use:   "kata-runtime",
-		Short: "OCI runtime that runs containers in virtual machines",
+		Use:     "kata-runtime",
+		Version: version.String(),
+		Short:   "OCI runtime that runs containers in virtual machines",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Annotations["noconfig"] != "" {
 				return nil
@@ -52,6 +53,7 @@ func newRoot(release func()) *cobra.Command {
 			return nil
 		},
 	}
+	root.SetVersionTemplate(versions())
 	// Upstream's name for the flag is kept beside the plain one.
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default "+config.File+")")
 	root.PersistentFlags().StringVar(&a.configPath, "kata-config", "", "the same as --config")
@@ -67,8 +69,11 @@ func (a *app) versionCommand() *cobra.Command {
 		Short:       "Print the version",
 		Args:        cobra.NoArgs,
 		Annotations: map[string]string{"noconfig": "true"},
-		Run: func(*cobra.Command, []string) {
-			fmt.Fprintf(a.out, "kata-runtime  : %s\n   commit   : %s\n   OCI specs: %s\n", version.Version, version.Commit, specs.Version)
-		},
+		Run:         func(*cobra.Command, []string) { fmt.Fprint(a.out, versions()) },
 	}
+}
+
+// versions are those of the program and of the specification.
+func versions() string {
+	return fmt.Sprintf("kata-runtime  : %s\n   commit   : %s\n   OCI specs: %s\n", version.Version, version.Commit, specs.Version)
 }

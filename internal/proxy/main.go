@@ -12,6 +12,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/version"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,8 +22,13 @@ func Main(args []string) int {
 	fs := flag.NewFlagSet("kata-proxy", flag.ContinueOnError)
 	id := fs.String("id", "", "id of the sandbox")
 	path := fs.String("config", "", "path of the configuration file")
+	tell := fs.Bool("version", false, "print the version")
 	if err := fs.Parse(args); err != nil {
 		return 2
+	}
+	if *tell {
+		fmt.Fprintln(os.Stdout, "kata-proxy", version.String())
+		return 0
 	}
 	if err := sandbox.SilenceRPC(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -63,7 +63,7 @@ func Main(args []string) int {
 	var err error
 	switch action := fs.Arg(0); {
 	case *short || *long:
-		_, err = fmt.Fprintf(c.stdout, "containerd-shim-kata-v2 %s (io.containerd.kata.v2)\n", version.Version)
+		_, err = fmt.Fprintf(c.stdout, "containerd-shim-kata-v2 %s (io.containerd.kata.v2)\n", version.String())
 	case *info:
 		err = c.info()
 	case c.id == "" || c.namespace == "":
