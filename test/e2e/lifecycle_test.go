@@ -54,6 +54,9 @@ func TestDetached(t *testing.T) {
 		r := env.Kata(t, "logs", "detached")
 		return r.Stdout == "out\n" && r.Stderr == "err\n"
 	})
+	if r := env.Kata(t, "logs", "--tail", "0", "detached"); r.Code != 0 || r.Stdout+r.Stderr != "" {
+		t.Errorf("kata logs --tail 0: %+v", r)
+	}
 	if r := env.Kata(t, "rm", "detached"); r.Code == 0 {
 		t.Error("a running container was removed without -f")
 	}
@@ -67,6 +70,9 @@ func TestDetached(t *testing.T) {
 	env.MustKata(t, "rm", "detached")
 	if out := env.MustKata(t, "ps", "-a", "-q"); strings.Contains(out, id[:12]) {
 		t.Errorf("kata ps -a after rm:\n%s", out)
+	}
+	if r := env.Kata(t, "rm", "-f", "detached"); r.Code != 0 || !strings.Contains(r.Stderr, "no such container") {
+		t.Errorf("kata rm -f of what is not there: %+v", r)
 	}
 }
 
