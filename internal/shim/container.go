@@ -174,7 +174,7 @@ func (c *ctr) outOfMemory() {
 	c.oom = true
 	c.mu.Unlock()
 	if !again {
-		c.s.events.publish(&events.TaskOOM{ContainerID: c.id})
+		c.s.events.Publish(&events.TaskOOM{ContainerID: c.id})
 	}
 }
 
@@ -227,10 +227,10 @@ func (p *process) start(ctx context.Context) error {
 	}
 	p.started.Store(true)
 	if p.id == "" {
-		p.c.s.events.publish(&events.TaskStart{ContainerID: p.c.id, Pid: p.c.pid})
+		p.c.s.events.Publish(&events.TaskStart{ContainerID: p.c.id, Pid: p.c.pid})
 		return nil
 	}
-	p.c.s.events.publish(&events.TaskExecStarted{ContainerID: p.c.id, ExecID: p.id, Pid: p.c.pid})
+	p.c.s.events.Publish(&events.TaskExecStarted{ContainerID: p.c.id, ExecID: p.id, Pid: p.c.pid})
 	p.c.s.watchers.Go(p.follow)
 	return nil
 }
@@ -280,7 +280,7 @@ func (p *process) follow() {
 		id = p.c.id
 	}
 	log.Debug("exit", "container", p.c.id, "exec", p.id, "code", e.Code, "started", started)
-	p.c.s.events.publish(&events.TaskExit{
+	p.c.s.events.Publish(&events.TaskExit{
 		ContainerID: p.c.id, ID: id, Pid: p.c.pid, ExitStatus: e.Code, ExitedAt: exitedAt(e),
 	})
 }

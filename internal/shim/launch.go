@@ -30,6 +30,10 @@ const (
 
 const scheme = "unix://"
 
+// ttrpcAddressEnv names the variable by which containerd tells where it takes
+// events.
+const ttrpcAddressEnv = "TTRPC_ADDRESS"
+
 // launch starts the shim for the container in dir, unless the pod that it
 // belongs to has one, and returns the address.
 func launch(ctx context.Context, c command, p parameters, dir string) (address string, err error) {

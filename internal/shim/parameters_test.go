@@ -5,6 +5,7 @@ import (
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"github.com/seed-efd44b36/kata/internal/shim/publisher"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -20,7 +21,7 @@ func encode(t *testing.T, m proto.Message) []byte {
 
 func TestParseParameters(t *testing.T) {
 	t.Parallel()
-	options, err := pack(&runtimeoptions.Options{ConfigPath: "/x"})
+	options, err := publisher.Pack(&runtimeoptions.Options{ConfigPath: "/x"})
 	if err != nil {
 		t.Fatal(err)
 	}

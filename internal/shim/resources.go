@@ -10,6 +10,7 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/shim/metrics"
+	"github.com/seed-efd44b36/kata/internal/shim/publisher"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -61,7 +62,7 @@ func (s *service) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsR
 // version.
 func packMetrics(st *agentv1.StatsContainerResponse) (*anypb.Any, error) {
 	if unifiedHost() {
-		return pack(metrics.V2(st))
+		return publisher.Pack(metrics.V2(st))
 	}
-	return pack(metrics.V1(st))
+	return publisher.Pack(metrics.V1(st))
 }

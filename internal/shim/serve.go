@@ -18,11 +18,17 @@ import (
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/shim/controller"
+	"github.com/seed-efd44b36/kata/internal/shim/publisher"
 	"golang.org/x/sys/unix"
 )
 
 // answers is how long the last answers may take to leave.
 const answers = 2 * time.Second
+
+// unusedTimeout is how long a shim waits to be asked for a container. A
+// containerd that lives asks at once; one that has died since it started the
+// shim may have a successor that does not see it (1.6 does not).
+const unusedTimeout = 20 * time.Second
 
 // serve is the shim itself. It is started by spawn, in the bundle.
 func (c command) serve() error {
@@ -59,7 +65,7 @@ func (c command) serve() error {
 	defer stop()
 	s := &service{
 		namespace: c.namespace, id: c.id, mounts: mounts, log: log, stop: stop,
-		events: newPublisher(os.Getenv(ttrpcAddressEnv), c.namespace, log),
+		events: publisher.New(socketPath(os.Getenv(ttrpcAddressEnv)), c.namespace, log),
 		tasks:  map[string]*ctr{},
 		open:   func(context.Context) (*sandbox.Sandbox, *slog.Logger, error) { return open(rec, c.debug, out) },
 	}
@@ -106,6 +112,8 @@ func (s *service) run(ctx context.Context, l net.Listener) error {
 	var serving sync.WaitGroup
 	clients := &clients{Listener: l}
 	serving.Go(func() { _ = rpc.Serve(context.WithoutCancel(ctx), clients) })
+	unused := time.AfterFunc(unusedTimeout, s.endUnused)
+	defer unused.Stop()
 	<-ctx.Done()
 	s.mu.Lock()
 	asked := s.ending
@@ -121,7 +129,7 @@ func (s *service) run(ctx context.Context, l net.Listener) error {
 	_ = rpc.Close()
 	_ = l.Close()
 	serving.Wait()
-	s.events.close()
+	s.events.Close()
 	return err
 }
 
@@ -185,6 +193,17 @@ type client struct {
 func (c *client) Close() error {
 	defer c.gone()
 	return c.Conn.Close()
+}
+
+// endUnused ends a shim that nothing has been asked of.
+func (s *service) endUnused() {
+	s.mu.Lock()
+	unused := s.endBoot == nil && len(s.tasks) == 0
+	s.ending = s.ending || unused
+	s.mu.Unlock()
+	if unused {
+		s.stop()
+	}
 }
 
 // methods are those of the Task service, by which containerd calls them in

@@ -14,6 +14,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/shim/controller"
 	"github.com/seed-efd44b36/kata/internal/shim/pod"
+	"github.com/seed-efd44b36/kata/internal/shim/publisher"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"github.com/seed-efd44b36/kata/internal/thread"
 	"google.golang.org/grpc/codes"
@@ -28,7 +29,7 @@ type service struct {
 	// id of the container that the sandbox is made for.
 	id     string
 	mounts *os.File // containerd's mount namespace
-	events *publisher
+	events *publisher.Publisher
 	// open makes the sandbox and its log.
 	open func(ctx context.Context) (*sandbox.Sandbox, *slog.Logger, error)
 	// stop ends the process, after Shutdown.
@@ -146,9 +147,15 @@ func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 	if err := s.enter(r.GetID()); err != nil {
 		return nil, refuse(err)
 	}
-	c, err := s.create(ctx, r)
+	first := r.GetID() == s.id && !s.pod.InUse()
+	c, err := s.create(ctx, r, first)
 	s.set(r.GetID(), c)
 	if err != nil {
+		if first && errors.Is(ctx.Err(), context.Canceled) {
+			// Its containerd has died, and the next one may not see that there
+			// is a shim without a task (1.6 does not).
+			s.stop()
+		}
 		return nil, refuseCreate(err)
 	}
 	return &task.CreateTaskResponse{Pid: c.pid}, nil
@@ -166,8 +173,8 @@ func check(id, bundle string) error {
 	return nil
 }
 
-func (s *service) create(ctx context.Context, r *task.CreateTaskRequest) (*ctr, error) {
-	if r.GetID() == s.id && !s.pod.InUse() {
+func (s *service) create(ctx context.Context, r *task.CreateTaskRequest, first bool) (*ctr, error) {
+	if first {
 		// What is refused anyway is refused before a machine is started for it.
 		if err := check(r.GetID(), r.GetBundle()); err != nil {
 			return nil, err
@@ -188,7 +195,7 @@ func (s *service) create(ctx context.Context, r *task.CreateTaskRequest) (*ctr, 
 		c.own = thread.Park(c.id)
 		c.pid = uint32(c.own.TID)
 	}
-	s.events.publish(&events.TaskCreate{
+	s.events.Publish(&events.TaskCreate{
 		ContainerID: r.GetID(), Bundle: r.GetBundle(), Rootfs: r.GetRootfs(), Pid: c.pid,
 		IO: &events.TaskIO{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()},
 	})
@@ -217,7 +224,7 @@ func (s *service) Exec(ctx context.Context, r *task.ExecProcessRequest) (*emptyp
 	if err := c.exec(ctx, r); err != nil {
 		return nil, refuse(err)
 	}
-	s.events.publish(&events.TaskExecAdded{ContainerID: r.GetID(), ExecID: r.GetExecID()})
+	s.events.Publish(&events.TaskExecAdded{ContainerID: r.GetID(), ExecID: r.GetExecID()})
 	return &emptypb.Empty{}, nil
 }
 
@@ -238,7 +245,7 @@ func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.Dele
 	}
 	if p.id == "" {
 		s.set(r.GetID(), nil)
-		s.events.publish(&events.TaskDelete{
+		s.events.Publish(&events.TaskDelete{
 			ContainerID: r.GetID(), ID: r.GetID(), Pid: p.c.pid, ExitStatus: e.Code, ExitedAt: exitedAt(e),
 		})
 	}
@@ -304,7 +311,7 @@ func (s *service) Pause(ctx context.Context, r *task.PauseRequest) (*emptypb.Emp
 		return nil, refuse(err)
 	}
 	c.setPaused(true)
-	s.events.publish(&events.TaskPaused{ContainerID: r.GetID()})
+	s.events.Publish(&events.TaskPaused{ContainerID: r.GetID()})
 	return &emptypb.Empty{}, nil
 }
 
@@ -318,7 +325,7 @@ func (s *service) Resume(ctx context.Context, r *task.ResumeRequest) (*emptypb.E
 		return nil, refuse(err)
 	}
 	c.setPaused(false)
-	s.events.publish(&events.TaskResumed{ContainerID: r.GetID()})
+	s.events.Publish(&events.TaskResumed{ContainerID: r.GetID()})
 	return &emptypb.Empty{}, nil
 }
 

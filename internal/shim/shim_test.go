@@ -28,6 +28,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/sandbox/sandboxtest"
 	"github.com/seed-efd44b36/kata/internal/shim/controller"
+	"github.com/seed-efd44b36/kata/internal/shim/publisher"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -83,6 +84,7 @@ type served struct {
 	conn       *ttrpc.Client
 	ended      chan struct{} // closed when the shim has ended
 	stop       func()
+	service    *service
 }
 
 func listenAt(t *testing.T, path string) net.Listener {
@@ -121,7 +123,7 @@ func serveShim(t *testing.T, faults map[string]sandboxtest.Fault) *served {
 	s.stop = stop
 	svc := &service{
 		namespace: "test", id: "c", mounts: mounts, log: log, stop: stop, tasks: map[string]*ctr{},
-		events: newPublisher(scheme+filepath.Join(s.Dir, "events"), "test", log),
+		events: publisher.New(filepath.Join(s.Dir, "events"), "test", log),
 		open: func(context.Context) (*sandbox.Sandbox, *slog.Logger, error) {
 			s.opened.Store(true)
 			sb, err := sandbox.New(s.Options)
@@ -129,6 +131,7 @@ func serveShim(t *testing.T, faults map[string]sandboxtest.Fault) *served {
 		},
 	}
 	svc.pod = controller.New("c", machine{svc})
+	s.service = svc
 	socket := listenAt(t, filepath.Join(s.Dir, "shim"))
 	serving.Go(func() {
 		defer close(s.ended)
@@ -510,7 +513,8 @@ func TestEndDuringBoot(t *testing.T) {
 			}
 			_ = s.conn.Close()
 		},
-		"signal": func(s *served, _ *testing.T) { s.stop() },
+		"signal":              func(s *served, _ *testing.T) { s.stop() },
+		"death of containerd": func(s *served, _ *testing.T) { _ = s.conn.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -633,4 +637,24 @@ func TestRefuse(t *testing.T) {
 			t.Errorf("refuse(%v) has code %v, want %v", tt.err, got, tt.want)
 		}
 	}
+}
+
+// TestUnused: a shim of which nothing is asked ends, one that has a sandbox does
+// not.
+func TestUnused(t *testing.T) {
+	t.Parallel()
+	s := serveShim(t, nil)
+	s.service.endUnused()
+	select {
+	case <-s.ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the shim does not end")
+	}
+	used := serveShim(t, nil)
+	used.started(t, "c")
+	used.service.endUnused()
+	if _, err := used.client.State(t.Context(), &task.StateRequest{ID: "c"}); err != nil {
+		t.Error(err)
+	}
+	used.stop()
 }

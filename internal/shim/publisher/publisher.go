@@ -1,4 +1,6 @@
-package shim
+// Package publisher tells containerd what happens to tasks, in order, also to one
+// that is away for a while.
+package publisher
 
 import (
 	"context"
@@ -17,10 +19,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// ttrpcAddressEnv names the variable by which containerd tells where it takes
-// events.
-const ttrpcAddressEnv = "TTRPC_ADDRESS"
-
 const (
 	// maxEvents are kept while containerd does not answer.
 	maxEvents = 4096
@@ -35,9 +33,9 @@ const (
 	lastWords = 3 * time.Second
 )
 
-// publisher tells containerd what happens, in order. What is published while
-// containerd is away is told later.
-type publisher struct {
+// Publisher publishes events. What is published while containerd is away is told
+// later. It is safe for concurrent use.
+type Publisher struct {
 	address, namespace string
 	log                *slog.Logger
 	queue              chan *types.Envelope // never closed: a late handler may still publish
@@ -50,17 +48,19 @@ type publisher struct {
 	client *ttrpc.Client // of the worker alone
 }
 
-func newPublisher(address, namespace string, log *slog.Logger) *publisher {
-	p := &publisher{address: address, namespace: namespace, log: log, queue: make(chan *types.Envelope, maxEvents)}
+// New returns a publisher to the containerd that takes events at address, the path
+// of a socket. The caller closes it.
+func New(address, namespace string, log *slog.Logger) *Publisher {
+	p := &Publisher{address: address, namespace: namespace, log: log, queue: make(chan *types.Envelope, maxEvents)}
 	p.open, p.shut = context.WithCancel(context.Background())
 	p.life, p.end = context.WithCancel(context.Background())
 	p.worker.Go(p.work)
 	return p
 }
 
-// publish queues an event. It does not wait for containerd.
-func (p *publisher) publish(event proto.Message) {
-	a, err := pack(event)
+// Publish queues an event. It does not wait for containerd.
+func (p *Publisher) Publish(event proto.Message) {
+	a, err := Pack(event)
 	if err != nil {
 		p.log.Error("event is lost", "error", err)
 		return
@@ -77,9 +77,9 @@ func (p *publisher) publish(event proto.Message) {
 	}
 }
 
-// pack wraps a message as containerd's typeurl package does: without a prefix
+// Pack wraps a message as containerd's typeurl package does: without a prefix
 // before the name of the type.
-func pack(m proto.Message) (*anypb.Any, error) {
+func Pack(m proto.Message) (*anypb.Any, error) {
 	b, err := proto.Marshal(m)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", m.ProtoReflect().Descriptor().FullName(), err)
@@ -113,9 +113,9 @@ func topic(event proto.Message) string {
 	}
 }
 
-// close publishes what is queued, as far as containerd takes it now, and ends.
+// Close publishes what is queued, as far as containerd takes it now, and ends.
 // What is published after it is lost.
-func (p *publisher) close() {
+func (p *Publisher) Close() {
 	p.shut()
 	stop := time.AfterFunc(lastWords, p.end)
 	p.worker.Wait()
@@ -123,7 +123,7 @@ func (p *publisher) close() {
 	p.end()
 }
 
-func (p *publisher) work() {
+func (p *Publisher) work() {
 	defer p.disconnect()
 	for {
 		select {
@@ -144,7 +144,7 @@ func (p *publisher) work() {
 }
 
 // deliver sends an event, again and again until it is too old.
-func (p *publisher) deliver(e *types.Envelope) {
+func (p *Publisher) deliver(e *types.Envelope) {
 	for err := p.send(e); err != nil; err = p.send(e) {
 		p.disconnect()
 		if time.Since(e.GetTimestamp().AsTime()) > keepTrying || p.life.Err() != nil {
@@ -158,12 +158,12 @@ func (p *publisher) deliver(e *types.Envelope) {
 	}
 }
 
-func (p *publisher) send(e *types.Envelope) error {
+func (p *Publisher) send(e *types.Envelope) error {
 	ctx, cancel := context.WithTimeout(p.life, publishTimeout)
 	defer cancel()
 	if p.client == nil {
 		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", socketPath(p.address))
+		conn, err := d.DialContext(ctx, "unix", p.address)
 		if err != nil {
 			return fmt.Errorf("connect to containerd: %w", err)
 		}
@@ -176,7 +176,7 @@ func (p *publisher) send(e *types.Envelope) error {
 	return nil
 }
 
-func (p *publisher) disconnect() {
+func (p *Publisher) disconnect() {
 	if p.client != nil {
 		_ = p.client.Close()
 		p.client = nil

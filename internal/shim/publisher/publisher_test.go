@@ -1,4 +1,4 @@
-package shim
+package publisher
 
 import (
 	"log/slog"
@@ -13,17 +13,17 @@ import (
 // end the shim.
 func TestPublishAfterClose(t *testing.T) {
 	t.Parallel()
-	p := newPublisher(scheme+filepath.Join(t.TempDir(), "none"), "test", slog.New(slog.DiscardHandler))
+	p := New(filepath.Join(t.TempDir(), "none"), "test", slog.New(slog.DiscardHandler))
 	p.end() // nobody is there to wait for
 	var late sync.WaitGroup
 	for range 4 {
 		late.Go(func() {
 			for range 100 {
-				p.publish(&events.TaskStart{})
+				p.Publish(&events.TaskStart{})
 			}
 		})
 	}
-	p.close()
+	p.Close()
 	late.Wait()
-	p.publish(&events.TaskStart{})
+	p.Publish(&events.TaskStart{})
 }
