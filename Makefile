@@ -80,9 +80,9 @@ $(LINT):
 fuzz: ## run each fuzz test for FUZZTIME (10s)
 	@script/fuzz.sh $(FUZZTIME)
 
-soak: build ## run a hundred containers and two hundred pods one after the other
+soak: build ## run hundreds of containers and pods, and kill in each phase (hours)
 	KATA_LONG=1 KATA_BIN=$(CURDIR)/bin $(GO) test -tags integration -count=1 -timeout 60m -run TestManyInARow -v ./test/e2e
-	KATA_LONG=1 KATA_BIN=$(CURDIR)/bin $(GO) test -tags integration -count=1 -timeout 120m -run TestManyPods -v ./test/containerd
+	KATA_LONG=1 KATA_BIN=$(CURDIR)/bin $(GO) test -tags integration -count=1 -timeout 120m -run 'TestManyPods|TestFaultsInEachPhase' -v ./test/containerd
 
 suites: setup build ## run containerd's own test suites with runc and kata (an hour)
 	KATA_BIN=$(CURDIR)/bin $(GO) run ./test/suites $(SUITES)
