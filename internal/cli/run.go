@@ -138,6 +138,7 @@ func (r *run) prepare(ctx context.Context, args []string) (err error) {
 	r.dir = r.containers.path(id)
 	in := runflags.Input{
 		ID: id, Dir: r.dir, VolumeDir: filepath.Join(r.conf.Runtime.DataDir, "volumes"), LookupEnv: os.LookupEnv,
+		BlockDevice: blockDevice,
 	}
 	var (
 		img   image.Image

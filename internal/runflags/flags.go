@@ -45,6 +45,9 @@ type Flags struct {
 	Tmpfs    []string
 	Devices  []string
 
+	DeviceReadBps, DeviceWriteBps   []string
+	DeviceReadIOps, DeviceWriteIOps []string
+
 	CapAdd       []string
 	CapDrop      []string
 	SecurityOpts []string
@@ -88,7 +91,11 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	set.BoolVar(&f.ReadOnly, "read-only", false, "make the root file system read-only")
 	set.StringArrayVarP(&f.Volumes, "volume", "v", nil, "mount a directory, file or named volume: SOURCE:PATH[:ro]")
 	set.StringArrayVar(&f.Tmpfs, "tmpfs", nil, "mount a file system in memory: PATH[:OPTIONS]")
-	set.StringArrayVar(&f.Devices, "device", nil, "device to allow; only those that every container has")
+	set.StringArrayVar(&f.Devices, "device", nil, "give a block device of the host: SOURCE[:PATH][:rwm]")
+	set.StringArrayVar(&f.DeviceReadBps, "device-read-bps", nil, "limit what is read of a device each second: SOURCE:BYTES")
+	set.StringArrayVar(&f.DeviceWriteBps, "device-write-bps", nil, "limit what is written to a device each second: SOURCE:BYTES")
+	set.StringArrayVar(&f.DeviceReadIOps, "device-read-iops", nil, "limit the reads of a device each second: SOURCE:NUMBER")
+	set.StringArrayVar(&f.DeviceWriteIOps, "device-write-iops", nil, "limit the writes to a device each second: SOURCE:NUMBER")
 
 	set.StringArrayVar(&f.CapAdd, "cap-add", nil, "add a capability, or ALL")
 	set.StringArrayVar(&f.CapDrop, "cap-drop", nil, "drop a capability, or ALL")

@@ -57,6 +57,9 @@ type Input struct {
 	VolumeDir string
 	// LookupEnv is os.LookupEnv: for variables that are passed on.
 	LookupEnv func(string) (string, bool)
+	// BlockDevice looks at a block device of the host; of the path in the
+	// answer nothing is used.
+	BlockDevice func(path string) (specs.LinuxDevice, error)
 }
 
 // Plan is what a `kata run` is going to do.
@@ -117,7 +120,7 @@ func (f *Flags) Plan(in Input) (*Plan, error) {
 	check(f.network(p))
 	check(f.sysctls(p))
 	check(f.mounts(in, p))
-	check(f.devices())
+	check(f.devices(in, p.Spec.Linux))
 	check(f.security(p.Spec))
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -256,18 +259,6 @@ func ownNamespace(name string) bool {
 		}
 	}
 	return name == "kernel.sem"
-}
-
-func (f *Flags) devices() error {
-	var errs []error
-	for _, d := range f.Devices {
-		source, rest, _ := strings.Cut(d, ":")
-		if !slices.Contains(standardDevices, source) || rest != "" && rest != source && rest != source+":rwm" && rest != "rwm" {
-			errs = append(errs, fmt.Errorf("--device %q: devices of the host are not in the virtual machine; it has its own %s",
-				d, strings.Join(standardDevices, ", ")))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 func firstOf(values ...string) string {

@@ -1,6 +1,7 @@
 package runflags
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +14,16 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/pflag"
 )
+
+// device is the last device of a plan, with the rule for it.
+func device(p *Plan) string {
+	devices, rules := p.Spec.Linux.Devices, p.Spec.Linux.Resources.Devices
+	d, r := devices[len(devices)-1], rules[len(rules)-1]
+	if !r.Allow || r.Type != "b" || *r.Major != d.Major || *r.Minor != d.Minor {
+		return "not allowed"
+	}
+	return fmt.Sprintf("%s %d:%d %s", d.Path, d.Major, d.Minor, r.Access)
+}
 
 // fakeFiles is a root file system as a map.
 type fakeFiles map[string]string
@@ -55,6 +66,12 @@ func input(t testing.TB) Input {
 		Image: imagespec.ImageConfig{Cmd: []string{"sh"}, Env: []string{"PATH=/bin", "A=image"}, WorkingDir: "/w/."},
 		Files: users, Root: "/bundle/rootfs", Dir: "/var/c", VolumeDir: "/var/volumes",
 		LookupEnv: func(name string) (string, bool) { return "from outside", name == "OUTER" },
+		BlockDevice: func(path string) (specs.LinuxDevice, error) {
+			if path != "/dev/sdb" {
+				return specs.LinuxDevice{}, fs.ErrNotExist
+			}
+			return specs.LinuxDevice{Type: "b", Major: 8, Minor: 16}, nil
+		},
 	}
 }
 
@@ -235,6 +252,13 @@ func TestPlanFlags(t *testing.T) {
 		{[]string{"--network", "none"}, func(p *Plan) bool { return p.Network == NoNetwork && len(p.Sysctls) == 0 }},
 		{[]string{"--dns", "9.9.9.9"}, func(p *Plan) bool { return cmp.Equal(p.Nameservers, []string{"9.9.9.9"}) }},
 		{[]string{"--device", "/dev/null"}, func(*Plan) bool { return true }},
+		{[]string{"--device", "/dev/sdb"}, func(p *Plan) bool { return device(p) == "/dev/sdb 8:16 rwm" }},
+		{[]string{"--device", "/dev/sdb:/dev/x"}, func(p *Plan) bool { return device(p) == "/dev/x 8:16 rwm" }},
+		{[]string{"--device", "/dev/sdb:r"}, func(p *Plan) bool { return device(p) == "/dev/sdb 8:16 r" }},
+		{[]string{"--device", "/dev/sdb:/dev/x:rw", "--device-write-bps", "/dev/sdb:1mb", "--device-read-iops", "/dev/sdb:9"}, func(p *Plan) bool {
+			io := p.Spec.Linux.Resources.BlockIO
+			return device(p) == "/dev/x 8:16 rw" && io.ThrottleWriteBpsDevice[0].Rate == 1<<20 && io.ThrottleReadIOPSDevice[0].Rate == 9 && io.ThrottleReadIOPSDevice[0].Minor == 16
+		}},
 		{[]string{"--cap-drop", "ALL"}, func(p *Plan) bool { return len(p.Spec.Process.Capabilities.Bounding) == 0 }},
 		{[]string{"--cap-drop", "all", "--cap-add", "net_admin,CAP_CHOWN"}, func(p *Plan) bool {
 			return cmp.Equal(p.Spec.Process.Capabilities.Effective, []string{"CAP_CHOWN", "CAP_NET_ADMIN"})
@@ -346,6 +370,14 @@ func TestPlanRefuses(t *testing.T) {
 		{[]string{"--dns", "example.com"}, "--dns"},
 		{[]string{"--device", "/dev/sda"}, "--device"},
 		{[]string{"--device", "/dev/sda:/dev/null"}, "--device"},
+		{[]string{"--device", "/dev/null:/dev/x"}, "--device"},
+		{[]string{"--device", "sdb"}, "absolute paths"},
+		{[]string{"--device", "/dev/sdb:x"}, "absolute paths"},
+		{[]string{"--device", "/dev/sdb:/x:q"}, "absolute paths"},
+		{[]string{"--device", "/dev/sdb:/x:r:r"}, "absolute paths"},
+		{[]string{"--device-read-bps", "/dev/sdb:1"}, "only what --device gives"},
+		{[]string{"--device", "/dev/sdb", "--device-read-iops", "/dev/sdb:0"}, "want SOURCE:RATE"},
+		{[]string{"--device", "/dev/sdb", "--device-write-iops", "/dev/sdb"}, "want SOURCE:RATE"},
 		{[]string{"--cap-add", "FLY"}, "--cap-add"},
 		{[]string{"--cap-add", "ALL", "--cap-drop", "ALL"}, "contradict"},
 		{[]string{"--security-opt", "seccomp=/none"}, "no such file"},
