@@ -52,6 +52,7 @@ type Agent struct {
 	reaper  *reap.Reaper
 	jailer  *jail.Jailer
 	groups  cgroup.Hierarchy
+	network *network.Stack
 	events  *events
 	debug   bool            // a debug shell is allowed
 	settled chan struct{}   // closed when the first container runs
@@ -125,6 +126,7 @@ func run(started time.Duration) error {
 		log: logger, logs: logs, modules: modules,
 		reaper:  reap.New(),
 		groups:  cgroup.Hierarchy{Root: cgroupRoot},
+		network: network.NewStack(),
 		events:  newEvents(),
 		debug:   cmdline.Get("kata.debug") != "",
 		life:    life,

@@ -260,8 +260,11 @@ func TestGuest(t *testing.T) {
 			Options: []string{"trans=virtio", "version=9p2000.L", "cache=mmap", "msize=524288"},
 		}},
 		Network: &agentv1.Network{
-			Interfaces: []*agentv1.Interface{{Name: "net7", Mac: nicMAC, Mtu: 1400, Addresses: []string{"10.9.0.5/24", "fd00:9::5/64"}}},
-			Routes:     []*agentv1.Route{{Gateway: "10.9.0.1", Device: "net7", Family: unix.AF_INET}},
+			Interfaces: []*agentv1.Interface{{Name: "net7", Mac: nicMAC, Mtu: 1400, Addresses: []*agentv1.Address{{Prefix: "10.9.0.5/24"}, {Prefix: "fd00:9::5/64"}}}},
+			Routes: []*agentv1.Route{
+				{Destination: "10.9.0.0/24", Hops: []*agentv1.Hop{{Device: "net7"}}, Family: unix.AF_INET, Scope: unix.RT_SCOPE_LINK},
+				{Hops: []*agentv1.Hop{{Gateway: "10.9.0.1", Device: "net7"}}, Family: unix.AF_INET},
+			},
 		},
 		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"},
 	})

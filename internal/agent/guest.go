@@ -16,7 +16,6 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
 	"github.com/seed-efd44b36/kata/internal/agent/module"
-	"github.com/seed-efd44b36/kata/internal/agent/network"
 	"github.com/seed-efd44b36/kata/internal/agent/storage"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"golang.org/x/sys/unix"
@@ -200,7 +199,7 @@ func (a *Agent) updateNetwork(ctx context.Context, n *agentv1.Network) error {
 			return err
 		}
 	}
-	return network.Apply(ctx, n)
+	return a.network.Apply(ctx, n)
 }
 
 // SetTime implements the service.

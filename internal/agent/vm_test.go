@@ -98,7 +98,7 @@ func boot(t *testing.T) *guest {
 		Kernel: img.Kernel.VMLinux, Initrd: img.Initrd,
 		KernelParams: guestimage.KernelParams(img.Kernel, true) + " kata.log=debug",
 		Share:        vmm.Share{Tag: "kata", Path: g.shared},
-		NIC:          vmm.NIC{MAC: nicMAC},
+		NICs:         []vmm.NIC{{MAC: nicMAC}},
 		Unprivileged: true,
 	}, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})))
 	if err != nil {

@@ -2,40 +2,49 @@ package network
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
 	"os"
-	"strings"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// maxNICs is how many interfaces a virtual machine has.
-const maxNICs = 1
-
-// Attachment is the junction of a namespace with a virtual machine.
+// Attachment is the junction of a namespace with a virtual machine. It is used by
+// one goroutine at a time; that of Follow is one, until its end.
 type Attachment struct {
-	// Tap is the open tap device, with virtio-net headers, for the VMM; nil
-	// when the namespace has no interface. The device is gone when the last
-	// process has closed it.
-	Tap *os.File
-	// MAC and MTU are those that the guest's device must have.
-	MAC string
-	MTU int
-	// Network is what the agent is to replay in the guest.
-	Network *agentv1.Network
-
-	ns    *os.File
-	iface string // joined to the tap
-	tap   string // name of the tap device
+	ns   *os.File
+	nics []*nic
+	told *agentv1.Network // what the guest was told last
 }
 
-// Attach reads the namespace at path and joins its interface to a new tap
-// device. More interfaces than a machine has are refused by name. The caller
-// closes the attachment after the VMM has ended.
-func Attach(ctx context.Context, path string) (*Attachment, error) {
+// nic is a network device of the machine, and what it is joined to.
+type nic struct {
+	file *os.File         // of the tap
+	tap  string           // its name
+	mac  net.HardwareAddr // of the guest's device
+
+	// The interface that is joined to it; 0 and empty: none.
+	index int
+	name  string
+}
+
+// NIC is what the VMM is to make a network device of.
+type NIC struct {
+	// Tap is the open tap device, with virtio-net headers. It is the
+	// attachment's, and gone when the last process has closed it.
+	Tap *os.File
+	// MAC is the address that the guest's device must have.
+	MAC string
+}
+
+// Attach makes a device for each interface of the namespace at path, and at least
+// as many as asked for: those that are left over are for interfaces that come
+// later. The caller closes the attachment after the VMM has ended.
+func Attach(ctx context.Context, path string, least int) (*Attachment, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("attach network namespace %s: %w", path, err)
 	}
@@ -44,41 +53,79 @@ func Attach(ctx context.Context, path string) (*Attachment, error) {
 		return nil, err
 	}
 	a := &Attachment{ns: ns}
-	if err := inNS(ns, a.attach); err != nil {
+	err = inNS(ns, func() (err error) {
+		if err := a.attach(least); err != nil {
+			return err
+		}
+		a.told, err = a.refresh()
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("attach network namespace %s: %w", path, errors.Join(err, a.Close()))
 	}
 	return a, nil
 }
 
 // attach runs in the namespace.
-func (a *Attachment) attach() error {
+func (a *Attachment) attach(least int) error {
 	links, err := findLinks()
 	if err != nil {
 		return err
 	}
-	if len(links) > maxNICs {
-		return fmt.Errorf("it has the interfaces %s, and a virtual machine gets %d: %w", linkNames(links), maxNICs, ErrUnsupported)
+	for _, l := range links {
+		if err := checkLink(l); err != nil {
+			return err
+		}
+		n, err := a.addNIC(l.Attrs().HardwareAddr)
+		if err != nil {
+			return err
+		}
+		if err := n.join(l); err != nil {
+			return err
+		}
 	}
-	if a.Network, err = scan(links); err != nil || len(links) == 0 {
-		return err
+	for len(a.nics) < least {
+		mac := make(net.HardwareAddr, 6)
+		if _, err := rand.Read(mac); err != nil {
+			return fmt.Errorf("hardware address: %w", err)
+		}
+		mac[0] = mac[0]&^1 | 2 // of one device, administered locally
+		if _, err := a.addNIC(mac); err != nil {
+			return err
+		}
 	}
-	link := links[0]
-	attrs := link.Attrs()
-	if len(attrs.HardwareAddr) != 6 {
-		return fmt.Errorf("interface %s of type %s has no Ethernet address: %w", attrs.Name, link.Type(), ErrUnsupported)
+	return nil
+}
+
+func checkLink(l netlink.Link) error {
+	if len(l.Attrs().HardwareAddr) != 6 {
+		return fmt.Errorf("interface %s of type %s has no Ethernet address: %w", l.Attrs().Name, l.Type(), ErrUnsupported)
 	}
-	a.MAC, a.MTU, a.iface = attrs.HardwareAddr.String(), attrs.MTU, attrs.Name
-	if a.Tap, a.tap, err = openTap(); err != nil {
-		return err
+	return nil
+}
+
+// addNIC makes a device that is not joined to anything.
+func (a *Attachment) addNIC(mac net.HardwareAddr) (*nic, error) {
+	f, name, err := openTap()
+	if err != nil {
+		return nil, err
 	}
-	tap, err := netlink.LinkByName(a.tap)
+	n := &nic{file: f, tap: name, mac: mac}
+	a.nics = append(a.nics, n)
+	return n, nil
+}
+
+// join joins an interface to the device.
+func (n *nic) join(l netlink.Link) error {
+	tap, err := netlink.LinkByName(n.tap)
 	if err != nil {
 		return fmt.Errorf("tap device: %w", err)
 	}
-	if err := setUp(tap, a.MTU); err != nil {
+	if err := setUp(tap, l.Attrs().MTU); err != nil {
 		return fmt.Errorf("tap device: %w", err)
 	}
-	for _, pair := range [][2]netlink.Link{{link, tap}, {tap, link}} {
+	n.index, n.name = l.Attrs().Index, l.Attrs().Name
+	for _, pair := range [][2]netlink.Link{{l, tap}, {tap, l}} {
 		if err := redirect(pair[0], pair[1]); err != nil {
 			return fmt.Errorf("redirect %s to %s: %w", pair[0].Attrs().Name, pair[1].Attrs().Name, err)
 		}
@@ -86,12 +133,133 @@ func (a *Attachment) attach() error {
 	return nil
 }
 
-func linkNames(links []netlink.Link) string {
-	var names []string
-	for _, l := range links {
-		names = append(names, l.Attrs().Name)
+// Namespace is the open namespace, which is the attachment's to close.
+func (a *Attachment) Namespace() *os.File { return a.ns }
+
+// NICs are the devices that the machine must have, in the order of the
+// namespace's interfaces, the spare ones last.
+func (a *Attachment) NICs() []NIC {
+	var out []NIC
+	for _, n := range a.nics {
+		out = append(out, NIC{Tap: n.file, MAC: n.mac.String()})
 	}
-	return strings.Join(names, ", ")
+	return out
+}
+
+// Network is what the agent is to replay in the guest first.
+func (a *Attachment) Network() *agentv1.Network { return a.told }
+
+// refresh reads the namespace, joins interfaces that are new to free devices,
+// frees those whose interface has gone, and returns what the agent is to replay.
+// An interface that no device is left for is an error that wraps ErrUnsupported
+// and names it, beside the network of the others. It runs in the namespace.
+func (a *Attachment) refresh() (*agentv1.Network, error) {
+	links, err := findLinks()
+	if err != nil {
+		return nil, err
+	}
+	there := map[int]netlink.Link{}
+	for _, l := range links {
+		there[l.Attrs().Index] = l
+	}
+	for _, n := range a.nics {
+		if l := there[n.index]; n.index != 0 && l == nil {
+			if err := n.leave(); err != nil {
+				return nil, err
+			}
+		} else if l != nil {
+			n.name = l.Attrs().Name
+			if err := n.follow(l.Attrs().MTU); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var late error
+	var joined []netlink.Link
+	devices := map[int]net.HardwareAddr{}
+	for _, l := range links {
+		n, err := a.place(l)
+		switch {
+		case errors.Is(err, ErrUnsupported):
+			late = errors.Join(late, err)
+		case err != nil:
+			return nil, err
+		default:
+			joined = append(joined, l)
+			devices[l.Attrs().Index] = n.mac
+		}
+	}
+	nw, err := scan(joined)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range a.nics {
+		if n.index == 0 {
+			nw.Idle = append(nw.Idle, n.mac.String())
+		}
+	}
+	for i, l := range joined {
+		nw.Interfaces[i].Device = devices[l.Attrs().Index].String()
+	}
+	return nw, late
+}
+
+// place returns the device of an interface, which is joined to it now if it has
+// not been.
+func (a *Attachment) place(l netlink.Link) (*nic, error) {
+	var free *nic
+	for _, n := range a.nics {
+		if n.index == l.Attrs().Index {
+			return n, nil
+		}
+		if n.index == 0 && free == nil {
+			free = n
+		}
+	}
+	if err := checkLink(l); err != nil {
+		return nil, err
+	}
+	if free == nil {
+		return nil, fmt.Errorf("interface %s came after the virtual machine was made, which has no network device left for it (it has %d): "+
+			"connect the container to all of its networks before it is created: %w", l.Attrs().Name, len(a.nics), ErrUnsupported)
+	}
+	return free, free.join(l)
+}
+
+// follow gives the tap the MTU of the interface, if that has changed.
+func (n *nic) follow(mtu int) error {
+	tap, err := netlink.LinkByName(n.tap)
+	if err == nil && tap.Attrs().MTU != mtu {
+		err = netlink.LinkSetMTU(tap, mtu)
+	}
+	if err != nil {
+		return fmt.Errorf("tap device of %s: %w", n.name, err)
+	}
+	return nil
+}
+
+// leave undoes join. The interface may have been removed.
+func (n *nic) leave() error {
+	if n.index == 0 {
+		return nil
+	}
+	var errs []error
+	for _, find := range []func() (netlink.Link, error){
+		func() (netlink.Link, error) { return netlink.LinkByIndex(n.index) },
+		func() (netlink.Link, error) { return netlink.LinkByName(n.tap) },
+	} {
+		var gone netlink.LinkNotFoundError
+		l, err := find()
+		if err == nil {
+			err = netlink.QdiscDel(ingress(l))
+		}
+		// None there, or the interface is gone.
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENODEV) && !errors.As(err, &gone) {
+			errs = append(errs, fmt.Errorf("restore %s: %w", n.name, err))
+		}
+	}
+	n.index, n.name = 0, ""
+	return errors.Join(errs...)
 }
 
 // openTap makes a tap device in the thread's namespace. It is not persistent:
@@ -175,17 +343,17 @@ func redirect(from, to netlink.Link) error {
 }
 
 // Close takes the junction apart and leaves the namespace as it was. A
-// namespace whose interface has been removed meanwhile is no error.
+// namespace whose interfaces have been removed meanwhile is no error.
 func (a *Attachment) Close() error {
 	if a.ns == nil {
 		return nil
 	}
 	var errs []error
-	if a.iface != "" {
+	if len(a.nics) > 0 {
 		errs = append(errs, inNS(a.ns, a.detach))
 	}
-	if a.Tap != nil {
-		errs = append(errs, a.Tap.Close())
+	for _, n := range a.nics {
+		errs = append(errs, n.file.Close())
 	}
 	errs = append(errs, a.ns.Close())
 	a.ns = nil
@@ -197,28 +365,19 @@ func (a *Attachment) Close() error {
 
 // detach runs in the namespace.
 func (a *Attachment) detach() error {
-	var gone netlink.LinkNotFoundError
-	link, err := netlink.LinkByName(a.iface)
-	if err == nil {
-		err = netlink.QdiscDel(ingress(link))
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) { // none there
-			err = nil
+	var errs []error
+	for _, n := range a.nics {
+		errs = append(errs, n.leave())
+		// Deleted, though it would go with its last user: that may be a VMM
+		// which does not end.
+		var gone netlink.LinkNotFoundError
+		tap, err := netlink.LinkByName(n.tap)
+		if err == nil {
+			err = netlink.LinkDel(tap)
+		}
+		if err != nil && !errors.As(err, &gone) && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("delete tap device: %w", err))
 		}
 	}
-	if err != nil && !errors.As(err, &gone) {
-		return fmt.Errorf("restore %s: %w", a.iface, err)
-	}
-	if a.tap == "" {
-		return nil
-	}
-	// Deleted, though it would go with its last user: that may be a VMM which
-	// does not end.
-	tap, err := netlink.LinkByName(a.tap)
-	if err == nil {
-		err = netlink.LinkDel(tap)
-	}
-	if err != nil && !errors.As(err, &gone) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("delete tap device: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
 }

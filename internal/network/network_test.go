@@ -2,14 +2,18 @@ package network
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -128,98 +132,257 @@ func TestRefusedNamespaces(t *testing.T) {
 		fifo:                "not a namespace",
 		file + "-absent":    "is gone",
 	} {
-		for name, f := range map[string]func() error{
-			"Scan":   func() error { _, err := Scan(t.Context(), path); return err },
-			"Attach": func() error { _, err := Attach(t.Context(), path); return err },
-		} {
-			if err := f(); err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("%s of %s: got %v, want %q in it", name, path, err, want)
-			}
+		if _, err := Attach(t.Context(), path, 1); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q in it", path, err, want)
 		}
 	}
-	if _, err := Attach(t.Context(), "/proc/thread-self/ns/net"); !errors.Is(err, ErrHostNetwork) {
+	if _, err := Attach(t.Context(), "/proc/thread-self/ns/net", 1); !errors.Is(err, ErrHostNetwork) {
 		t.Errorf("got %v, want ErrHostNetwork", err)
 	}
 }
 
-func TestScan(t *testing.T) {
-	path, _ := pod(t)
-	in(t, path, func() error {
-		l, err := netlink.LinkByName("eth0")
-		if err != nil {
-			return err
-		}
-		v6, err := netlink.ParseAddr("fd00:99::2/64")
-		if err != nil {
-			return err
-		}
-		if err := netlink.AddrAdd(l, v6); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EACCES) {
-			return fmt.Errorf("IPv6 address: %w", err)
-		}
-		idx := l.Attrs().Index
-		// As Calico and Cilium have it: a gateway that only a route makes
-		// reachable. The default route is listed first by the kernel.
-		for _, r := range []*netlink.Route{
-			{LinkIndex: idx, Scope: netlink.SCOPE_LINK, Dst: cidr(t, "169.254.1.1/32")},
-			{LinkIndex: idx, Gw: net.ParseIP("169.254.1.1"), MTU: 1300, Priority: 7},
-			{LinkIndex: idx, Dst: cidr(t, "10.98.0.0/16"), Gw: net.ParseIP("10.77.0.1"), Flags: int(netlink.FLAG_ONLINK), Src: net.ParseIP(podIP)},
-		} {
-			if err := netlink.RouteAdd(r); err != nil {
-				return fmt.Errorf("route %v: %w", r, err)
-			}
-		}
-		return netlink.NeighAdd(&netlink.Neigh{
-			LinkIndex: idx, State: netlink.NUD_PERMANENT, IP: net.ParseIP("169.254.1.1"), HardwareAddr: parseMAC(t, "ee:ee:ee:ee:ee:ee"),
-		})
-	})
-	nw, err := Scan(t.Context(), path)
+// ip runs commands of ip(8) in a namespace, one a line.
+func ip(t *testing.T, path, script string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "nsenter", "--net="+path, "ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(script)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("ip: %v: %s", err, out)
+	}
+}
+
+// attach attaches a namespace for the length of the test.
+func attach(t *testing.T, path string, least int) *Attachment {
+	t.Helper()
+	a, err := Attach(t.Context(), path, least)
 	must(t, err)
+	t.Cleanup(func() { must(t, a.Close()) })
+	return a
+}
+
+func refresh(t *testing.T, a *Attachment) *agentv1.Network {
+	t.Helper()
+	nw, err := tryRefresh(t, a)
+	must(t, err)
+	return nw
+}
+
+func tryRefresh(t *testing.T, a *Attachment) (nw *agentv1.Network, err error) {
+	t.Helper()
+	err = inNS(a.ns, func() error {
+		nw, err = a.refresh()
+		return err
+	})
+	return nw, err
+}
+
+func hops(device, gateway string) []*agentv1.Hop {
+	return []*agentv1.Hop{{Device: device, Gateway: gateway, Weight: 1}}
+}
+
+// TestScan: what the guest is told is what CNI plugins have made.
+func TestScan(t *testing.T) {
+	path, peer := pod(t)
+	const mac1 = "02:00:00:00:00:03"
+	addVeth(t, path, peer, "net1", mac1, "10.98.0.2/24")
+	// As Calico and Cilium have it: a gateway that only a route makes
+	// reachable. As the plugin ptp has it: no route to the address's own
+	// network. As sbr has it: a table of its own for an address.
+	ip(t, path, `
+addr add fd00:99::2/64 dev eth0 nodad
+addr add 10.97.0.2 peer 10.97.0.1 dev net1
+route add 169.254.1.1 dev eth0 scope link
+route add default via 169.254.1.1 mtu 1300 metric 7
+route add default via 169.254.1.1 dev eth0 onlink metric 8 advmss 1000
+route add 10.96.0.0/16 via 10.77.0.1 dev eth0 onlink src 10.99.0.2
+route del 10.98.0.0/24 dev net1
+route add blackhole 10.95.0.0/16
+route add 10.94.0.0/16 nexthop via 169.254.1.1 dev eth0 weight 3 nexthop via 10.97.0.1 dev net1
+route add default via 10.97.0.1 dev net1 table 100
+route add 10.93.0.0/16 via inet6 fe80::1 dev net1
+route add default via fe80::1 dev eth0 metric 1024
+route append default via fe80::2 dev net1 metric 1024
+rule add from 10.98.0.2 table 100 priority 500
+rule add not fwmark 3/7 iif net1 table 100 priority 501
+neigh add 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent
+neigh add fd00:99::9 lladdr ee:ee:ee:ee:ee:e6 dev eth0 nud permanent
+`)
+	nw := attach(t, path, 1).Network()
+	for _, i := range nw.GetInterfaces() {
+		// The kernel's own, of the hardware address; on some hosts still to come.
+		i.Addresses = slices.DeleteFunc(i.GetAddresses(), func(a *agentv1.Address) bool { return a.GetScope() == unix.RT_SCOPE_LINK })
+	}
+	nw.Routes = slices.DeleteFunc(nw.GetRoutes(), func(r *agentv1.Route) bool { return r.GetDestination() == "fe80::/64" })
+	const kernel, boot, unicast, v4, v6 = unix.RTPROT_KERNEL, unix.RTPROT_BOOT, unix.RTN_UNICAST, unix.AF_INET, unix.AF_INET6
+	const main, link = unix.RT_TABLE_MAIN, unix.RT_SCOPE_LINK
+	gateway := func(gateway string) []*agentv1.Hop {
+		return []*agentv1.Hop{{Device: "eth0", Gateway: gateway, Weight: 1, Flags: unix.RTNH_F_ONLINK}}
+	}
 	want := &agentv1.Network{
-		Interfaces: []*agentv1.Interface{{Name: "eth0", Mac: podMAC, Mtu: 1400, Addresses: []string{podIP + "/24", "fd00:99::2/64"}}},
-		Routes: []*agentv1.Route{
-			{Destination: "169.254.1.1/32", Device: "eth0", Scope: unix.RT_SCOPE_LINK, Family: unix.AF_INET},
-			{Destination: "10.98.0.0/16", Gateway: "10.77.0.1", Device: "eth0", Source: podIP, Flags: unix.RTNH_F_ONLINK, Family: unix.AF_INET},
-			{Gateway: "169.254.1.1", Device: "eth0", Mtu: 1300, Priority: 7, Family: unix.AF_INET},
+		Interfaces: []*agentv1.Interface{
+			{Name: "eth0", Mac: podMAC, Device: podMAC, Mtu: 1400, Addresses: []*agentv1.Address{
+				{Prefix: podIP + "/24", Broadcast: "10.99.0.255"}, {Prefix: "fd00:99::2/64"},
+			}},
+			{Name: "net1", Mac: mac1, Device: mac1, Mtu: 1400, Addresses: []*agentv1.Address{
+				{Prefix: "10.98.0.2/24", Broadcast: "10.98.0.255"}, {Prefix: "10.97.0.2/32", Peer: "10.97.0.1/32"},
+			}},
 		},
-		Neighbors: []*agentv1.Neighbor{{Address: "169.254.1.1", Mac: "ee:ee:ee:ee:ee:ee", Device: "eth0", State: unix.NUD_PERMANENT}},
+		Routes: []*agentv1.Route{
+			{Destination: "10.95.0.0/16", Type: unix.RTN_BLACKHOLE, Table: main, Protocol: boot, Family: v4},
+			{Destination: "10.97.0.1/32", Hops: hops("net1", ""), Source: "10.97.0.2", Scope: link, Type: unicast, Table: main, Protocol: kernel, Family: v4},
+			{Destination: "10.99.0.0/24", Hops: hops("eth0", ""), Source: podIP, Scope: link, Type: unicast, Table: main, Protocol: kernel, Family: v4},
+			{Destination: "169.254.1.1/32", Hops: hops("eth0", ""), Scope: link, Type: unicast, Table: main, Protocol: boot, Family: v4},
+			{Destination: "fd00:99::/64", Hops: hops("eth0", ""), Type: unicast, Table: main, Protocol: kernel, Priority: 256, Family: v6},
+			{Destination: "10.93.0.0/16", Hops: hops("net1", "fe80::1"), Type: unicast, Table: main, Protocol: boot, Family: v4},
+			{Destination: "10.94.0.0/16", Hops: []*agentv1.Hop{{Device: "eth0", Gateway: "169.254.1.1", Weight: 3}, hops("net1", "10.97.0.1")[0]}, Type: unicast, Table: main, Protocol: boot, Family: v4},
+			{Destination: "10.96.0.0/16", Hops: gateway("10.77.0.1"), Source: podIP, Type: unicast, Table: main, Protocol: boot, Family: v4},
+			{Hops: hops("net1", "10.97.0.1"), Type: unicast, Table: 100, Protocol: boot, Family: v4},
+			{Hops: hops("eth0", "169.254.1.1"), Type: unicast, Table: main, Protocol: boot, Priority: 7, Metrics: map[uint32]uint32{unix.RTAX_MTU: 1300}, Family: v4},
+			{Hops: gateway("169.254.1.1"), Type: unicast, Table: main, Protocol: boot, Priority: 8, Metrics: map[uint32]uint32{unix.RTAX_ADVMSS: 1000}, Family: v4},
+			{Hops: []*agentv1.Hop{hops("eth0", "fe80::1")[0], hops("net1", "fe80::2")[0]}, Type: unicast, Table: main, Protocol: boot, Priority: 1024, Family: v6},
+		},
+		Rules: []*agentv1.Rule{
+			{Priority: 500, Family: v4, Table: 100, Source: "10.98.0.2/32"},
+			{Priority: 501, Family: v4, Table: 100, Mark: 3, Mask: 7, Input: "net1", Invert: true},
+		},
+		Neighbors: []*agentv1.Neighbor{
+			{Address: "169.254.1.1", Mac: "ee:ee:ee:ee:ee:ee", Device: "eth0", State: unix.NUD_PERMANENT},
+			{Address: "fd00:99::9", Mac: "ee:ee:ee:ee:ee:e6", Device: "eth0", State: unix.NUD_PERMANENT},
+		},
 	}
 	if diff := cmp.Diff(want, nw, protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
-func TestRefusedRoutes(t *testing.T) {
-	path, _ := pod(t)
-	in(t, path, func() error {
-		return netlink.RouteAdd(&netlink.Route{Type: unix.RTN_BLACKHOLE, Dst: cidr(t, "10.1.0.0/16")})
-	})
-	if _, err := Attach(t.Context(), path); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "10.1.0.0/16") {
-		t.Errorf("got %v, want ErrUnsupported that names the route", err)
+func TestRefused(t *testing.T) {
+	for _, tt := range []struct{ name, script, want string }{
+		{"local route", "route add local 10.1.0.0/16 dev eth0 table main", "10.1.0.0/16"},
+		{"rule by port", "rule add dport 80 table 100 priority 77", "rule 77"},
+		{"rule that refuses", "rule add from 10.1.0.0/16 priority 78 prohibit", "rule 78"},
+		{"interface without an address", "tuntap add name tun0 mode tun\nlink set tun0 up", "tun0"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path, _ := pod(t)
+			ip(t, path, tt.script)
+			_, err := Attach(t.Context(), path, 1)
+			if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want ErrUnsupported that names %s", err, tt.want)
+			}
+		})
 	}
 }
 
 func TestAttachEmpty(t *testing.T) {
 	path := newNS(t, "empty")
-	a, err := Attach(t.Context(), path)
+	a, err := Attach(t.Context(), path, 1)
 	must(t, err)
-	if a.Tap != nil || len(a.Network.GetInterfaces()) != 0 {
-		t.Errorf("got tap %v and %v, want none", a.Tap, a.Network)
+	if nics := a.NICs(); len(nics) != 1 || nics[0].Tap == nil {
+		t.Errorf("got %v, want a spare device", nics)
+	}
+	if nw := refresh(t, a); len(nw.GetInterfaces()) != 0 {
+		t.Errorf("got %v, want no interface", nw)
 	}
 	for range 2 {
 		must(t, a.Close())
 	}
 }
 
-func TestAttachTooMany(t *testing.T) {
-	path, peer := pod(t)
-	addVeth(t, path, peer, "net1", "02:00:00:00:00:03", "10.98.0.2/24")
-	before := links(t, path)
-	_, err := Attach(t.Context(), path)
-	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "eth0, net1") {
-		t.Errorf("got %v, want ErrUnsupported that names eth0 and net1", err)
+// TestLate: interfaces that come after the machine get the devices that are
+// left, and give them back.
+func TestLate(t *testing.T) {
+	path, peer := newNS(t, "pod"), newNS(t, "peer")
+	a := attach(t, path, 2)
+	devices := a.NICs()
+	if len(devices) != 2 || devices[0].MAC == devices[1].MAC {
+		t.Fatalf("got %v, want two devices", devices)
 	}
-	if diff := cmp.Diff(before, links(t, path)); diff != "" {
-		t.Errorf("interfaces (-before +after):\n%s", diff)
+	addVeth(t, path, peer, "eth0", podMAC, podIP+"/24")
+	nw := refresh(t, a)
+	if i := nw.GetInterfaces(); len(i) != 1 || i[0].GetName() != "eth0" || i[0].GetMac() != podMAC || i[0].GetDevice() != devices[0].MAC || i[0].GetMtu() != 1400 {
+		t.Errorf("got %v, want eth0 on the first device", nw)
+	}
+	guest := &station{t: t, tap: devices[0].Tap, mac: parseMAC(t, podMAC), ip: netip.MustParseAddr(podIP)}
+	guest.ping(netip.MustParseAddr(peerIP), guest.arp(netip.MustParseAddr(peerIP)))
+
+	addVeth(t, path, peer, "net1", "02:00:00:00:00:03", "10.98.0.2/24")
+	addVeth(t, path, peer, "net2", "02:00:00:00:00:04", "10.97.0.2/24")
+	nw, err := tryRefresh(t, a)
+	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "interface net2 came after") || len(nw.GetInterfaces()) != 2 {
+		t.Errorf("got %v and %v, want eth0 and net1, and an error that names net2", nw, err)
+	}
+	// The first goes; its device is free again.
+	ip(t, path, "link delete eth0")
+	nw = refresh(t, a)
+	if i := nw.GetInterfaces(); len(i) != 2 || i[0].GetDevice() != devices[1].MAC || i[1].GetName() != "net2" || i[1].GetDevice() != devices[0].MAC {
+		t.Errorf("got %v, want net1 on the second device and net2 on the first", nw)
+	}
+	ip(t, path, "link set net2 mtu 9000")
+	if nw = refresh(t, a); nw.GetInterfaces()[1].GetMtu() != 9000 {
+		t.Errorf("got %v, want the new MTU", nw)
+	}
+	in(t, path, func() error {
+		l, err := netlink.LinkByName(a.nics[0].tap)
+		if err == nil && l.Attrs().MTU != 9000 {
+			t.Errorf("the tap has MTU %d, want 9000", l.Attrs().MTU)
+		}
+		return err
+	})
+}
+
+// TestFollow: the guest is told of what changes, and of nothing else.
+func TestFollow(t *testing.T) {
+	path, peer := newNS(t, "pod"), newNS(t, "peer")
+	a := attach(t, path, 1)
+	told := make(chan []string, 10)
+	refuse := errors.New("refused")
+	tell := func(_ context.Context, nw *agentv1.Network) error {
+		names := []string{}
+		for _, i := range nw.GetInterfaces() {
+			if i.GetName() == "bad" {
+				return refuse
+			}
+			names = append(names, i.GetName())
+		}
+		told <- append(names, fmt.Sprintf("%d idle", len(nw.GetIdle())))
+		return nil
+	}
+	f, err := a.Follow(t.Context(), tell, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	must(t, err)
+	expect := func(want ...string) {
+		t.Helper()
+		for {
+			select {
+			case got := <-told:
+				if slices.Equal(want, got) {
+					return
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatalf("%v were not told of", want)
+			}
+		}
+	}
+	addVeth(t, path, peer, "eth0", podMAC, podIP+"/24")
+	expect("eth0", "0 idle")
+	addVeth(t, path, peer, "net1", "02:00:00:00:00:03", "10.98.0.2/24") // none left for it
+	ip(t, path, "link delete eth0")
+	expect("net1", "0 idle")
+	ip(t, path, "link delete net1")
+	expect("1 idle")
+	must(t, f.Close())
+
+	// As it is already.
+	f, err = a.Follow(t.Context(), tell, slog.New(slog.DiscardHandler))
+	must(t, err)
+	must(t, f.Close())
+	select {
+	case got := <-told:
+		t.Errorf("told of %v without a change", got)
+	default:
+	}
+	addVeth(t, path, peer, "bad", podMAC, podIP+"/24")
+	if _, err := a.Follow(t.Context(), tell, slog.New(slog.DiscardHandler)); !errors.Is(err, refuse) {
+		t.Errorf("got %v, want the guest's error", err)
 	}
 }
 
@@ -228,19 +391,20 @@ func TestAttachTooMany(t *testing.T) {
 func TestFrames(t *testing.T) {
 	path, _ := pod(t)
 	// What an earlier machine has left must not be in the way.
-	crashed, err := Attach(t.Context(), path)
+	crashed, err := Attach(t.Context(), path, 1)
 	must(t, err)
-	must(t, crashed.Tap.Close())
+	must(t, crashed.nics[0].file.Close())
 	crashed.ns.Close()
 
 	before := links(t, path)
-	a, err := Attach(t.Context(), path)
+	a, err := Attach(t.Context(), path, 1)
 	must(t, err)
 	defer a.Close()
-	if a.MAC != podMAC || a.MTU != 1400 {
-		t.Errorf("got MAC %s and MTU %d, want %s and 1400", a.MAC, a.MTU, podMAC)
+	nic := a.NICs()[0]
+	if nic.MAC != podMAC {
+		t.Errorf("got MAC %s, want %s", nic.MAC, podMAC)
 	}
-	guest := &station{t: t, tap: a.Tap, mac: parseMAC(t, podMAC), ip: netip.MustParseAddr(podIP)}
+	guest := &station{t: t, tap: nic.Tap, mac: parseMAC(t, podMAC), ip: netip.MustParseAddr(podIP)}
 	reply := guest.arp(netip.MustParseAddr(peerIP))
 	if got := net.HardwareAddr(reply).String(); got != peerMAC {
 		t.Errorf("answer to ARP: %s, want %s", got, peerMAC)
@@ -268,11 +432,11 @@ func TestFrames(t *testing.T) {
 
 func TestTapIsMute(t *testing.T) {
 	path, _ := pod(t)
-	a, err := Attach(t.Context(), path)
+	a, err := Attach(t.Context(), path, 1)
 	must(t, err)
 	defer a.Close()
 	in(t, path, func() error {
-		l, err := netlink.LinkByName(a.tap)
+		l, err := netlink.LinkByName(a.nics[0].tap)
 		if err != nil {
 			return err
 		}
@@ -290,7 +454,7 @@ func TestTapIsMute(t *testing.T) {
 // TestCloseAfterTheInterfaceIsGone: the engine may take it away first.
 func TestCloseAfterTheInterfaceIsGone(t *testing.T) {
 	path, _ := pod(t)
-	a, err := Attach(t.Context(), path)
+	a, err := Attach(t.Context(), path, 1)
 	must(t, err)
 	in(t, path, func() error {
 		l, err := netlink.LinkByName("eth0")
@@ -304,7 +468,7 @@ func TestCloseAfterTheInterfaceIsGone(t *testing.T) {
 
 // TestNoFDLeaks attaches and closes, and fails to attach.
 func TestNoFDLeaks(t *testing.T) {
-	path, peer := pod(t)
+	path, _ := pod(t)
 	count := func() int {
 		e, err := os.ReadDir("/proc/self/fd")
 		must(t, err)
@@ -312,12 +476,12 @@ func TestNoFDLeaks(t *testing.T) {
 	}
 	before := count()
 	for range 3 {
-		a, err := Attach(t.Context(), path)
+		a, err := Attach(t.Context(), path, 1)
 		must(t, err)
 		must(t, a.Close())
 	}
-	addVeth(t, path, peer, "net1", "02:00:00:00:00:03", "10.98.0.2/24")
-	if _, err := Attach(t.Context(), path); err == nil {
+	ip(t, path, "tuntap add name tun0 mode tun\nlink set tun0 up")
+	if _, err := Attach(t.Context(), path, 1); err == nil {
 		t.Error("no error")
 	}
 	if got := count(); got != before {
@@ -427,13 +591,6 @@ func parseMAC(t *testing.T, s string) net.HardwareAddr {
 	m, err := net.ParseMAC(s)
 	must(t, err)
 	return m
-}
-
-func cidr(t *testing.T, s string) *net.IPNet {
-	t.Helper()
-	_, n, err := net.ParseCIDR(s)
-	must(t, err)
-	return n
 }
 
 func must(t *testing.T, err error) {

@@ -1,7 +1,6 @@
 package network
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -15,32 +14,6 @@ import (
 
 // tapPrefix begins the names of our tap devices.
 const tapPrefix = "katatap"
-
-// Scan reads what the guest is to be given of the namespace at path. A
-// namespace without an interface, but loopback, gives an empty network.
-func Scan(ctx context.Context, path string) (*agentv1.Network, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("scan network namespace %s: %w", path, err)
-	}
-	ns, err := OpenNS(path)
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
-	var nw *agentv1.Network
-	err = inNS(ns, func() error {
-		links, err := findLinks()
-		if err != nil {
-			return err
-		}
-		nw, err = scan(links)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("scan network namespace %s: %w", path, err)
-	}
-	return nw, nil
-}
 
 // findLinks returns the interfaces of the thread's namespace that are to be
 // the guest's: those that are up, but loopback and our taps. What is down is
@@ -60,6 +33,8 @@ func findLinks() ([]netlink.Link, error) {
 	}
 	return links, nil
 }
+
+func families() []int { return []int{netlink.FAMILY_V4, netlink.FAMILY_V6} }
 
 // scan reads the configuration of the links. The kernel may say that a list
 // changed while it was read; then all is read again.
@@ -101,67 +76,206 @@ func scanOnce(links []netlink.Link) (*agentv1.Network, error) {
 	if nw.Routes, err = routes(names); err != nil {
 		return nil, fmt.Errorf("routes: %w", err)
 	}
+	if nw.Rules, err = rules(); err != nil {
+		return nil, fmt.Errorf("rules: %w", err)
+	}
 	return nw, nil
 }
 
-// addresses leaves out IPv6 link-local ones: the guest's kernel makes its own,
-// of the same MAC.
-func addresses(l netlink.Link) ([]string, error) {
+// addresses leaves out those that are known to be somebody else's.
+func addresses(l netlink.Link) ([]*agentv1.Address, error) {
 	list, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, err
 	}
-	var out []string
+	var out []*agentv1.Address
 	for _, a := range list {
-		if a.IP.To4() == nil && a.IP.IsLinkLocalUnicast() {
+		v6 := a.IP.To4() == nil
+		if v6 && a.Flags&unix.IFA_F_DADFAILED != 0 {
 			continue
 		}
-		out = append(out, a.IPNet.String())
+		address := &agentv1.Address{Prefix: a.IPNet.String(), Broadcast: ipString(a.Broadcast), Scope: uint32(a.Scope)}
+		if a.Peer != nil {
+			address.Peer = a.Peer.String()
+		}
+		out = append(out, address)
 	}
 	return out, nil
 }
 
-// routes reads the main table, but what a kernel makes by itself when it is
-// given the addresses. Those come first that others need for their gateway.
+// routes reads all tables but that of local addresses, which a kernel fills by
+// itself. Routes that the kernel has made of addresses are among them, unless
+// somebody has removed them: the guest's kernel makes none. Those come first that
+// others need for their gateway.
 func routes(names map[int]string) ([]*agentv1.Route, error) {
-	list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
-	if err != nil {
-		return nil, err
+	var list []netlink.Route
+	for _, family := range families() { // the kernel has others, for multicast
+		l, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, l...)
 	}
 	var out []*agentv1.Route
 	for _, r := range list {
-		if r.Protocol == unix.RTPROT_KERNEL {
+		nowhere := leadsNowhere(r.Type)
+		if r.Table == unix.RT_TABLE_LOCAL || nowhere && r.Protocol == unix.RTPROT_KERNEL {
 			continue
 		}
-		dst := destination(r)
-		if len(r.MultiPath) > 0 || r.Encap != nil || r.Via != nil || r.Type != unix.RTN_UNICAST {
-			return nil, fmt.Errorf("route to %s is not a plain one (one gateway or device): %w", dst, ErrUnsupported)
+		route, err := route(r, names)
+		if err != nil {
+			return nil, err
 		}
-		name, ok := names[r.LinkIndex]
-		if !ok { // leads to an interface that the guest does not get
-			continue
+		if len(route.GetHops()) > 0 || nowhere { // else to an interface that the guest does not get
+			out = append(out, route)
 		}
-		out = append(out, &agentv1.Route{
-			Destination: dst, Gateway: ipString(r.Gw), Device: name, Source: ipString(r.Src),
-			Scope: uint32(r.Scope), Flags: uint32(r.Flags) & unix.RTNH_F_ONLINK,
-			Mtu: uint32(r.MTU), Priority: uint32(r.Priority), Family: uint32(r.Family),
-		})
 	}
 	slices.SortStableFunc(out, func(a, b *agentv1.Route) int { return rank(a) - rank(b) })
 	return out, nil
 }
 
-// rank orders routes: those over the device alone, those over a gateway, the
-// default ones.
+// leadsNowhere tells whether packets of a route are dropped, or looked up in
+// another table.
+func leadsNowhere(kind int) bool {
+	return slices.Contains([]int{unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT, unix.RTN_THROW}, kind)
+}
+
+func route(r netlink.Route, names map[int]string) (*agentv1.Route, error) {
+	dst := destination(r)
+	out := &agentv1.Route{
+		Destination: dst, Source: ipString(r.Src), Scope: uint32(r.Scope), Priority: uint32(r.Priority),
+		Family: uint32(r.Family), Table: uint32(r.Table), Type: uint32(r.Type), Protocol: uint32(r.Protocol), Metrics: metrics(r),
+	}
+	if leadsNowhere(r.Type) {
+		return out, nil
+	}
+	if r.Type != unix.RTN_UNICAST || r.Encap != nil || r.MPLSDst != nil || r.NewDst != nil || r.Tos != 0 {
+		return nil, fmt.Errorf("route to %s: a guest gets plain ones (no encapsulation, no type of service, not local): %w", dst, ErrUnsupported)
+	}
+	hops := r.MultiPath
+	if len(hops) == 0 {
+		hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Via: r.Via, Flags: r.Flags}}
+	}
+	for _, h := range hops {
+		gateway := ipString(h.Gw)
+		if via, ok := h.Via.(*netlink.Via); ok {
+			gateway = ipString(via.Addr)
+		}
+		if h.Encap != nil || h.NewDst != nil {
+			return nil, fmt.Errorf("route to %s: a guest gets no encapsulation: %w", dst, ErrUnsupported)
+		}
+		if name, ok := names[h.LinkIndex]; ok {
+			out.Hops = append(out.Hops, &agentv1.Hop{
+				Gateway: gateway, Device: name, Flags: uint32(h.Flags) & unix.RTNH_F_ONLINK, Weight: uint32(h.Hops) + 1,
+			})
+		}
+	}
+	return out, nil
+}
+
+// metrics are what a route says of the connections over it.
+func metrics(r netlink.Route) map[uint32]uint32 {
+	out := map[uint32]uint32{}
+	for kind, value := range map[uint32]int{
+		unix.RTAX_MTU: r.MTU, unix.RTAX_WINDOW: r.Window, unix.RTAX_RTT: r.Rtt, unix.RTAX_RTTVAR: r.RttVar,
+		unix.RTAX_SSTHRESH: r.Ssthresh, unix.RTAX_CWND: r.Cwnd, unix.RTAX_ADVMSS: r.AdvMSS,
+		unix.RTAX_REORDERING: r.Reordering, unix.RTAX_HOPLIMIT: r.Hoplimit, unix.RTAX_INITCWND: r.InitCwnd,
+		unix.RTAX_FEATURES: r.Features, unix.RTAX_RTO_MIN: r.RtoMin, unix.RTAX_INITRWND: r.InitRwnd,
+		unix.RTAX_QUICKACK: r.QuickACK,
+	} {
+		if value != 0 {
+			out[kind] = uint32(value)
+		}
+	}
+	if r.MTULock {
+		out[unix.RTAX_LOCK] |= 1 << unix.RTAX_MTU
+	}
+	if r.RtoMinLock {
+		out[unix.RTAX_LOCK] |= 1 << unix.RTAX_RTO_MIN
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// rank orders routes: those over devices alone, those over gateways, the default
+// ones.
 func rank(r *agentv1.Route) int {
+	gateway := slices.ContainsFunc(r.GetHops(), func(h *agentv1.Hop) bool { return h.GetGateway() != "" })
 	switch {
-	case r.GetGateway() == "" && r.GetDestination() != "":
-		return 0
-	case r.GetDestination() != "":
+	case r.GetDestination() == "":
+		return 2
+	case gateway:
 		return 1
 	default:
-		return 2
+		return 0
 	}
+}
+
+// rules reads what somebody has added to the rules that every kernel has.
+func rules() ([]*agentv1.Rule, error) {
+	var list []netlink.Rule
+	for _, family := range families() {
+		l, err := netlink.RuleList(family)
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+			continue // the kernel has no rules, or not this family
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, l...)
+	}
+	var out []*agentv1.Rule
+	for _, r := range list {
+		if isOfKernel(r) {
+			continue
+		}
+		if err := checkRule(r); err != nil {
+			return nil, err
+		}
+		rule := &agentv1.Rule{
+			Priority: uint32(r.Priority), Family: uint32(r.Family), Table: uint32(r.Table), Mark: r.Mark,
+			Input: r.IifName, Output: r.OifName, Invert: r.Invert,
+		}
+		if r.Src != nil {
+			rule.Source = r.Src.String()
+		}
+		if r.Dst != nil {
+			rule.Destination = r.Dst.String()
+		}
+		if r.Mask != nil {
+			rule.Mask = *r.Mask
+		}
+		out = append(out, rule)
+	}
+	return out, nil
+}
+
+// isOfKernel recognizes the rules for the tables local, main and default.
+func isOfKernel(r netlink.Rule) bool {
+	var priority int
+	switch r.Table {
+	case unix.RT_TABLE_LOCAL:
+	case unix.RT_TABLE_MAIN:
+		priority = 32766
+	case unix.RT_TABLE_DEFAULT:
+		priority = 32767
+	default:
+		return false
+	}
+	return r.Priority == priority && r.Src == nil && r.Dst == nil && r.Mask == nil && r.IifName == "" && r.OifName == "" && !r.Invert
+}
+
+// checkRule refuses what the agent cannot be told of.
+func checkRule(r netlink.Rule) error {
+	plain := netlink.NewRule()
+	plain.Priority, plain.Family, plain.Table, plain.Mark, plain.Mask = r.Priority, r.Family, r.Table, r.Mark, r.Mask
+	plain.Src, plain.Dst, plain.IifName, plain.OifName, plain.Invert, plain.Protocol = r.Src, r.Dst, r.IifName, r.OifName, r.Invert, r.Protocol
+	if r != *plain || r.Table == 0 {
+		return fmt.Errorf("rule %d: a guest gets plain ones (a table for source, destination, mark, interfaces): %w", r.Priority, ErrUnsupported)
+	}
+	return nil
 }
 
 // destination is empty for the default route.
@@ -185,7 +299,7 @@ func ipString(ip net.IP) string {
 // neighbors reads the entries that somebody has set; others the guest learns.
 func neighbors(l netlink.Link) ([]*agentv1.Neighbor, error) {
 	var out []*agentv1.Neighbor
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+	for _, family := range families() {
 		list, err := netlink.NeighList(l.Attrs().Index, family)
 		if err != nil {
 			return nil, err

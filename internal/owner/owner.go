@@ -14,9 +14,11 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/kvm"
+	"github.com/seed-efd44b36/kata/internal/network"
 	"github.com/seed-efd44b36/kata/internal/program"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/vmm"
@@ -79,6 +81,16 @@ func Open(o Options) (*sandbox.Sandbox, *slog.Logger, error) {
 		log.Warn("standard error is lost", "error", err)
 	}
 	return sb, log, nil
+}
+
+// NewNetNS makes a network namespace in the sandbox's directory, which goes with
+// the sandbox.
+func NewNetNS(sb *sandbox.Sandbox) (path string, err error) {
+	path = filepath.Join(sb.Dir(), "netns")
+	if err := sb.Own(cleanup.Record{Kind: cleanup.KindNetns, Name: path}, nil); err != nil {
+		return "", err
+	}
+	return path, network.NewNS(path)
 }
 
 // Prepare makes the guest image that the configuration needs, if it is not

@@ -9,7 +9,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/cni"
 	"github.com/seed-efd44b36/kata/internal/config"
-	"github.com/seed-efd44b36/kata/internal/network"
+	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 )
 
@@ -42,7 +42,7 @@ func setupNetwork(n *cni.Networks) NetworkSetup {
 		if err := n.Check(req.GetNetwork()); err != nil {
 			return NetworkResult{}, err
 		}
-		a := cni.Attachment{Network: req.GetNetwork(), ID: s.ID(), NetNS: filepath.Join(s.Dir(), "netns")}
+		a := cni.Attachment{Network: req.GetNetwork(), ID: s.ID()}
 		for _, p := range req.GetPorts() {
 			a.Ports = append(a.Ports, cni.Port{
 				HostIP: p.GetHostIp(), HostPort: uint16(p.GetHostPort()),
@@ -55,10 +55,7 @@ func setupNetwork(n *cni.Networks) NetworkSetup {
 			return NetworkResult{}, err
 		}
 		s.OnClose("reserved ports", func(context.Context) error { return ports.Close() })
-		if err := s.Own(cleanup.Record{Kind: cleanup.KindNetns, Name: a.NetNS}, nil); err != nil {
-			return NetworkResult{}, err
-		}
-		if err := network.NewNS(a.NetNS); err != nil {
+		if a.NetNS, err = owner.NewNetNS(s); err != nil {
 			return NetworkResult{}, err
 		}
 		rec := cleanup.Record{Kind: cleanup.KindCNI, Name: a.Network, Extra: map[string]string{cleanup.ExtraNetns: a.NetNS}}

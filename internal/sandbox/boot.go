@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,9 +18,9 @@ import (
 	"github.com/seed-efd44b36/kata/internal/disk"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/link"
-	"github.com/seed-efd44b36/kata/internal/network"
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/resources"
+	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"github.com/seed-efd44b36/kata/internal/vmm"
@@ -45,6 +44,9 @@ type BootOptions struct {
 	// NetNS is the path of the network namespace whose interfaces the guest
 	// gets; empty: loopback only.
 	NetNS string
+	// LateNetwork: the engine looks for the namespace at the virtual machine's
+	// process, and may fill it as late as before the first container starts.
+	LateNetwork bool
 	// Resources of the containers together: their limits size the machine.
 	// nil, or without limits: the default size.
 	Resources *specs.LinuxResources
@@ -105,12 +107,12 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if err := s.makeShare(); err != nil {
 		return err
 	}
-	cfg, nw, err := s.machineConfig(ctx, img, size, o)
+	cfg, err := s.machineConfig(ctx, img, size, o)
 	if err != nil {
 		return err
 	}
 	cfg.Cgroup = s.adopt
-	if err := s.bootMachine(ctx, cfg, o, nw); err != nil {
+	if err := s.bootMachine(ctx, cfg, o); err != nil {
 		return err
 	}
 	// After the boot, which would only take longer for it.
@@ -118,7 +120,7 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 }
 
 // bootMachine is the part that BootTimeout is for.
-func (s *Sandbox) bootMachine(ctx context.Context, cfg vmm.Config, o BootOptions, nw *network.Attachment) error {
+func (s *Sandbox) bootMachine(ctx context.Context, cfg vmm.Config, o BootOptions) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.conf.Runtime.BootTimeout)*time.Second)
 	defer cancel()
 	err := s.startMachine(ctx, cfg)
@@ -126,7 +128,7 @@ func (s *Sandbox) bootMachine(ctx context.Context, cfg vmm.Config, o BootOptions
 		err = s.connect(ctx, cfg)
 	}
 	if err == nil {
-		err = s.setupGuest(ctx, o, nw)
+		err = s.setupGuest(ctx, o)
 	}
 	if err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return err
@@ -235,58 +237,24 @@ func (s *Sandbox) makeShare() error {
 }
 
 // machineConfig resolves every choice about the virtual machine.
-func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size resources.VM, o BootOptions) (_ vmm.Config, _ *network.Attachment, err error) {
+func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size resources.VM, o BootOptions) (vmm.Config, error) {
 	h := s.conf.Hypervisor
-	cfg := vmm.Config{
-		ID: s.id, Dir: s.dir, Binary: h.Path, MachineType: h.MachineType, Accel: s.accel,
-		CPUs: size.CPUs, MemoryMiB: size.MemoryMiB,
-		Kernel: img.Kernel.VMLinux, Initrd: img.Initrd,
-		Share:        vmm.Share{Tag: shareTag, Path: s.share.Path()},
-		Unprivileged: true,
+	cfg, err := machine.Config(h, img, s.accel, size)
+	if err != nil {
+		return cfg, err
 	}
-	if cfg.MachineType == "auto" {
-		cfg.MachineType = "q35"
-		if img.Kernel.Microvm {
-			cfg.MachineType = "microvm"
-		}
-	}
-	cfg.KernelParams = guestimage.KernelParams(img.Kernel, s.accel == vmm.AccelTCG)
-	if h.KernelParams != "" {
-		cfg.KernelParams += " " + h.KernelParams
-	}
-	if useDevice(h.Vsock, "/dev/vhost-vsock") {
-		var b [4]byte
-		if _, err := rand.Read(b[:]); err != nil {
-			return cfg, nil, fmt.Errorf("vsock context id: %w", err)
-		}
-		// 0 to 2 are reserved; the top bit stays clear.
-		cfg.VsockCID = binary.NativeEndian.Uint32(b[:])&0x7fffffff | 0x100
-		cfg.KernelParams += " kata.link=vsock"
-	}
+	cfg.ID, cfg.Dir, cfg.Unprivileged = s.id, s.dir, true
+	cfg.Share = vmm.Share{Tag: shareTag, Path: s.share.Path()}
 	if h.SharedFS != "9p" {
 		if cfg.Share.Socket, err = s.serveShare(ctx); err != nil {
-			return cfg, nil, fmt.Errorf("virtio-fs: %w", err)
+			return cfg, fmt.Errorf("virtio-fs: %w", err)
 		}
 	}
-	if o.NetNS == "" {
-		return cfg, nil, nil
+	if err := s.attachNetwork(ctx, o, &cfg); err != nil {
+		return cfg, err
 	}
-	defer s.trace.Begin("network")()
-	nw, err := network.Attach(ctx, o.NetNS)
-	if err != nil {
-		return cfg, nil, fmt.Errorf("network: %w", err)
-	}
-	s.undo.Push("network", func(context.Context) error { return nw.Close() })
-	cfg.NIC = vmm.NIC{MAC: nw.MAC, Tap: nw.Tap, MTU: nw.MTU}
-	if useDevice(h.VhostNet, "/dev/vhost-net") {
-		f, err := os.OpenFile("/dev/vhost-net", os.O_RDWR, 0)
-		if err != nil {
-			return cfg, nil, fmt.Errorf("vhost-net: %w", err)
-		}
-		s.undo.Push("vhost-net", func(context.Context) error { return f.Close() })
-		cfg.NIC.VhostNet = f
-	}
-	return cfg, nw, nil
+	cfg.MachineType = machine.Type(h.MachineType, img.Kernel, len(cfg.NICs))
+	return cfg, nil
 }
 
 // serveShare starts the file server of virtio-fs. Without one, and where the
@@ -322,19 +290,6 @@ func (s *Sandbox) serveShare(ctx context.Context) (socket string, err error) {
 		}
 	})
 	return srv.Socket(), nil
-}
-
-// useDevice decides on a setting of "auto", "on" or "off" for a device of the
-// host: auto takes it when it is there.
-func useDevice(setting, path string) bool {
-	switch setting {
-	case "on":
-		return true
-	case "off":
-		return false
-	}
-	_, err := os.Stat(path)
-	return err == nil
 }
 
 func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
@@ -427,7 +382,7 @@ func (s *Sandbox) linkLost() {
 	}
 }
 
-func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions, nw *network.Attachment) error {
+func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions) error {
 	defer s.trace.Begin("guest set-up")()
 	seed := make([]byte, seedBytes)
 	if _, err := rand.Read(seed); err != nil {
@@ -438,8 +393,8 @@ func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions, nw *network.Att
 		TimeUnixNs: time.Now().UnixNano(), Entropy: seed,
 		Storages: []*agentv1.Storage{s.share.Storage(shareTag, spec.GuestShared)},
 	}
-	if nw != nil {
-		req.Network = nw.Network
+	if s.joint != nil && len(s.joint.Network().GetInterfaces()) > 0 {
+		req.Network = s.joint.Network() // else it is told of spare devices in time
 	}
 	if _, err := s.agent.SetupSandbox(ctx, req); err != nil {
 		return fmt.Errorf("guest set-up: %w", fromGuest(err, false))

@@ -78,6 +78,9 @@ func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 	}
 	defer done()
 	if p.id == "" {
+		if err := s.settleNetwork(ctx); err != nil {
+			return 0, fmt.Errorf("start %s: %w", p.name(), err)
+		}
 		if err := p.c.toStatus(report.Running, report.Created); err != nil {
 			return 0, err
 		}

@@ -83,6 +83,7 @@ type Sandbox struct {
 	ledger *cleanup.Ledger
 	undo   cleanup.Stack
 	share  *share.Dir
+	joint  *joint // nil without a network
 	cgroup *resources.Cgroup
 	cpus   string // of the host, that the sandbox is held to; empty: all
 	trace  timeline.Recorder

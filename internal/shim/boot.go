@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/operator"
+	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/shim/forward"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -62,25 +64,8 @@ func (s *service) boot(ctx context.Context, o sandbox.BootOptions) (*sandbox.San
 	if err != nil {
 		return nil, err
 	}
-	if err := sb.Boot(ctx, o); err != nil {
+	if err := serveSandbox(ctx, sb, log, o); err != nil {
 		return nil, errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
-	}
-	calls := operator.Calls{Sandbox: sb}
-	socket, err := operator.Listen(context.WithoutCancel(ctx), calls, log, calls.Register)
-	if err != nil {
-		return nil, errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
-	}
-	sb.OnClose("socket for operators", socket.Close)
-	if o.NetNS != "" {
-		ports, err := forward.Start(o.NetNS, sb.DialPort, log)
-		switch {
-		case errors.Is(err, errors.ErrUnsupported):
-			log.Warn("port-forward does not work", "error", err)
-		case err != nil:
-			return nil, errors.Join(err, sb.Close(context.WithoutCancel(ctx)))
-		default:
-			sb.OnClose("port-forward", func(context.Context) error { return ports.Close() })
-		}
 	}
 	s.mu.Lock()
 	s.sb, s.log, s.vmm = sb, log, uint32(sb.Info().VMMPID)
@@ -96,6 +81,42 @@ func (s *service) boot(ctx context.Context, o sandbox.BootOptions) (*sandbox.San
 		}
 	})
 	return sb, nil
+}
+
+// serveSandbox boots a sandbox, with all that is reached by other ways than
+// containerd's services.
+func serveSandbox(ctx context.Context, sb *sandbox.Sandbox, log *slog.Logger, o sandbox.BootOptions) error {
+	// An engine that makes no namespace finds ours by the pid that we tell, and
+	// puts interfaces there before it starts the container.
+	o.LateNetwork = o.NetNS == ""
+	if o.LateNetwork {
+		var err error
+		if o.NetNS, err = owner.NewNetNS(sb); err != nil {
+			return err
+		}
+	}
+	if err := sb.Boot(ctx, o); err != nil {
+		return err
+	}
+	calls := operator.Calls{Sandbox: sb}
+	socket, err := operator.Listen(context.WithoutCancel(ctx), calls, log, calls.Register)
+	if err != nil {
+		return err
+	}
+	sb.OnClose("socket for operators", socket.Close)
+	if o.LateNetwork {
+		return nil // such engines do not forward ports
+	}
+	ports, err := forward.Start(o.NetNS, sb.DialPort, log)
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		log.Warn("port-forward does not work", "error", err)
+		return nil
+	case err != nil:
+		return err
+	}
+	sb.OnClose("port-forward", func(context.Context) error { return ports.Close() })
+	return nil
 }
 
 // close ends the sandbox, also one that is about to be.

@@ -61,6 +61,8 @@ type Command struct {
 	// NoNetwork puts the child into an empty network namespace. What is open
 	// already, a tap device for example, goes on working.
 	NoNetwork bool
+	// NetNS, when set, is the network namespace that the child runs in.
+	NetNS *os.File
 	// SmallPages keeps the child's memory from being backed by transparent
 	// huge pages.
 	SmallPages bool
@@ -221,6 +223,11 @@ func fork(c Command, output *os.File) (*os.Process, error) {
 	// given by a less careful program.
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("keep descriptors to ourselves: %w", err)
+	}
+	if c.NetNS != nil {
+		if err := unix.Setns(int(c.NetNS.Fd()), unix.CLONE_NEWNET); err != nil {
+			return nil, fmt.Errorf("enter network namespace: %w", err)
+		}
 	}
 	// From here on the thread can do only what the child may do.
 	if err := confine(c.KeepCaps); err != nil {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-efd44b36/kata/internal/thread"
 	"golang.org/x/sys/unix"
 )
 
@@ -339,5 +340,39 @@ func testDiesWithUs(t *testing.T, kind string) {
 	if n != 1 || err != nil {
 		t.Errorf("the child outlived us (%v)", err)
 		_ = unix.PidfdSendSignal(child, unix.SIGKILL, nil, 0)
+	}
+}
+
+// TestNetNS: the child runs in the network namespace that it is given.
+func TestNetNS(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("root is needed")
+	}
+	var want string
+	ns := make(chan *os.File, 1)
+	if err := thread.Run(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		f, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			return err
+		}
+		ns <- f
+		want, err = os.Readlink("/proc/thread-self/ns/net")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	f := <-ns
+	defer f.Close()
+	p, err := Start(t.Context(), Command{Path: "/bin/sleep", Args: []string{"1000"}, NetNS: f})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Kill()
+	got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.PID()))
+	if err != nil || got != want {
+		t.Errorf("got %s, %v, want %s", got, err, want)
 	}
 }

@@ -60,8 +60,10 @@ type Config struct {
 	KernelParams string
 	// Share is the directory that the guest sees.
 	Share Share
-	// NIC is the network device; without Tap it has no peer.
-	NIC NIC
+	// NICs are the network devices; microvm has room for MicrovmNICs of them.
+	NICs []NIC
+	// NetNS is the network namespace that the VMM runs in; nil: an empty one.
+	NetNS *os.File
 	// VsockCID is the guest's context id, 0 for no vsock device.
 	VsockCID uint32
 	// Cgroup, when set, is called in the child's place: it receives the pid
@@ -84,15 +86,17 @@ type Share struct {
 	Socket string
 }
 
-// NIC is the guest's network device.
+// MicrovmNICs is how many network devices find room in a microvm, whatever other
+// devices it has.
+const MicrovmNICs = 2
+
+// NIC is a network device of the guest. Its MTU is the guest's affair.
 type NIC struct {
 	MAC string
-	// Tap holds the open tap device, nil for none.
+	// Tap holds the open tap device; nil: the device has no peer.
 	Tap *os.File
-	// VhostNet, when set, is an open /dev/vhost-net.
+	// VhostNet, when set, is an open /dev/vhost-net, for this device alone.
 	VhostNet *os.File
-	// MTU in bytes; 0 means 1500.
-	MTU int
 }
 
 // Disk is a raw block device or file, opened by the caller.

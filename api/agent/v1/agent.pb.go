@@ -73,7 +73,7 @@ func (x NextEventResponse_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NextEventResponse_Kind.Descriptor instead.
 func (NextEventResponse_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50, 0}
+	return file_agent_proto_rawDescGZIP(), []int{53, 0}
 }
 
 type DetailsRequest struct {
@@ -449,11 +449,17 @@ func (*SetupSandboxResponse) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{4}
 }
 
+// Network is all that the guest's network is to have. What an earlier one had
+// and this one has not goes.
 type Network struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Interfaces    []*Interface           `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
-	Routes        []*Route               `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
-	Neighbors     []*Neighbor            `protobuf:"bytes,3,rep,name=neighbors,proto3" json:"neighbors,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Interfaces []*Interface           `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	Routes     []*Route               `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"` // each after those that it needs
+	Rules      []*Rule                `protobuf:"bytes,3,rep,name=rules,proto3" json:"rules,omitempty"`
+	Neighbors  []*Neighbor            `protobuf:"bytes,4,rep,name=neighbors,proto3" json:"neighbors,omitempty"`
+	// Hardware addresses of devices that have no interface. The agent keeps them
+	// out of sight.
+	Idle          []string `protobuf:"bytes,5,rep,name=idle,proto3" json:"idle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -502,6 +508,13 @@ func (x *Network) GetRoutes() []*Route {
 	return nil
 }
 
+func (x *Network) GetRules() []*Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
 func (x *Network) GetNeighbors() []*Neighbor {
 	if x != nil {
 		return x.Neighbors
@@ -509,12 +522,22 @@ func (x *Network) GetNeighbors() []*Neighbor {
 	return nil
 }
 
+func (x *Network) GetIdle() []string {
+	if x != nil {
+		return x.Idle
+	}
+	return nil
+}
+
 type Interface struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // name inside the guest, as in the host's netns
-	Mac           string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`   // of the guest's device: how the agent finds it
-	Mtu           uint32                 `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	Addresses     []string               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"` // CIDR, IPv4 and IPv6
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // name inside the guest, as in the host's netns
+	Mac       string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	Mtu       uint32                 `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Addresses []*Address             `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Hardware address that the machine has given the device: how the agent
+	// finds it. Empty: mac.
+	Device        string `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -570,31 +593,109 @@ func (x *Interface) GetMtu() uint32 {
 	return 0
 }
 
-func (x *Interface) GetAddresses() []string {
+func (x *Interface) GetAddresses() []*Address {
 	if x != nil {
 		return x.Addresses
 	}
 	return nil
 }
 
-type Route struct {
+func (x *Interface) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+// Address brings no route with it: that is among the routes, if it is wanted.
+type Address struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"` // CIDR; empty: default
-	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`         // may be empty
-	Device        string                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`           // Interface.name
-	Source        string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`           // preferred source, may be empty
-	Scope         uint32                 `protobuf:"varint,5,opt,name=scope,proto3" json:"scope,omitempty"`            // RT_SCOPE_*
-	Flags         uint32                 `protobuf:"varint,6,opt,name=flags,proto3" json:"flags,omitempty"`            // RTNH_F_* (onlink)
-	Mtu           uint32                 `protobuf:"varint,7,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	Priority      uint32                 `protobuf:"varint,8,opt,name=priority,proto3" json:"priority,omitempty"`
-	Family        uint32                 `protobuf:"varint,9,opt,name=family,proto3" json:"family,omitempty"` // AF_INET or AF_INET6
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // CIDR, IPv4 or IPv6
+	Peer          string                 `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`     // CIDR of the other end, may be empty
+	Broadcast     string                 `protobuf:"bytes,3,opt,name=broadcast,proto3" json:"broadcast,omitempty"`
+	Scope         uint32                 `protobuf:"varint,4,opt,name=scope,proto3" json:"scope,omitempty"` // RT_SCOPE_*
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Address) Reset() {
+	*x = Address{}
+	mi := &file_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Address) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Address) ProtoMessage() {}
+
+func (x *Address) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Address.ProtoReflect.Descriptor instead.
+func (*Address) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Address) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Address) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Address) GetBroadcast() string {
+	if x != nil {
+		return x.Broadcast
+	}
+	return ""
+}
+
+func (x *Address) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+type Route struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"` // CIDR; empty: default
+	// None: the route leads nowhere, as its type says.
+	Hops          []*Hop            `protobuf:"bytes,2,rep,name=hops,proto3" json:"hops,omitempty"`
+	Source        string            `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"` // preferred source, may be empty
+	Scope         uint32            `protobuf:"varint,4,opt,name=scope,proto3" json:"scope,omitempty"`  // RT_SCOPE_*
+	Priority      uint32            `protobuf:"varint,5,opt,name=priority,proto3" json:"priority,omitempty"`
+	Family        uint32            `protobuf:"varint,6,opt,name=family,proto3" json:"family,omitempty"`                                                                               // AF_INET or AF_INET6
+	Table         uint32            `protobuf:"varint,7,opt,name=table,proto3" json:"table,omitempty"`                                                                                 // 0: main
+	Type          uint32            `protobuf:"varint,8,opt,name=type,proto3" json:"type,omitempty"`                                                                                   // RTN_*; 0: unicast
+	Protocol      uint32            `protobuf:"varint,9,opt,name=protocol,proto3" json:"protocol,omitempty"`                                                                           // RTPROT_*; 0: static
+	Metrics       map[uint32]uint32 `protobuf:"bytes,10,rep,name=metrics,proto3" json:"metrics,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // RTAX_*: MTU and the like
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +707,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +720,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Route) GetDestination() string {
@@ -629,18 +730,11 @@ func (x *Route) GetDestination() string {
 	return ""
 }
 
-func (x *Route) GetGateway() string {
+func (x *Route) GetHops() []*Hop {
 	if x != nil {
-		return x.Gateway
+		return x.Hops
 	}
-	return ""
-}
-
-func (x *Route) GetDevice() string {
-	if x != nil {
-		return x.Device
-	}
-	return ""
+	return nil
 }
 
 func (x *Route) GetSource() string {
@@ -653,20 +747,6 @@ func (x *Route) GetSource() string {
 func (x *Route) GetScope() uint32 {
 	if x != nil {
 		return x.Scope
-	}
-	return 0
-}
-
-func (x *Route) GetFlags() uint32 {
-	if x != nil {
-		return x.Flags
-	}
-	return 0
-}
-
-func (x *Route) GetMtu() uint32 {
-	if x != nil {
-		return x.Mtu
 	}
 	return 0
 }
@@ -685,6 +765,219 @@ func (x *Route) GetFamily() uint32 {
 	return 0
 }
 
+func (x *Route) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Route) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *Route) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *Route) GetMetrics() map[uint32]uint32 {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+type Hop struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gateway       string                 `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"` // may be empty, and of the other family
+	Device        string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`   // Interface.name
+	Flags         uint32                 `protobuf:"varint,3,opt,name=flags,proto3" json:"flags,omitempty"`    // RTNH_F_ONLINK
+	Weight        uint32                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`  // among several hops; 0: 1
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hop) Reset() {
+	*x = Hop{}
+	mi := &file_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hop) ProtoMessage() {}
+
+func (x *Hop) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hop.ProtoReflect.Descriptor instead.
+func (*Hop) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Hop) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *Hop) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *Hop) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *Hop) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+// Rule says which packets a table is for.
+type Rule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Priority      uint32                 `protobuf:"varint,1,opt,name=priority,proto3" json:"priority,omitempty"`
+	Family        uint32                 `protobuf:"varint,2,opt,name=family,proto3" json:"family,omitempty"`
+	Table         uint32                 `protobuf:"varint,3,opt,name=table,proto3" json:"table,omitempty"`
+	Source        string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`           // CIDR, may be empty
+	Destination   string                 `protobuf:"bytes,5,opt,name=destination,proto3" json:"destination,omitempty"` // CIDR, may be empty
+	Mark          uint32                 `protobuf:"varint,6,opt,name=mark,proto3" json:"mark,omitempty"`
+	Mask          uint32                 `protobuf:"varint,7,opt,name=mask,proto3" json:"mask,omitempty"`    // 0: the mark is not looked at
+	Input         string                 `protobuf:"bytes,8,opt,name=input,proto3" json:"input,omitempty"`   // Interface.name, may be empty
+	Output        string                 `protobuf:"bytes,9,opt,name=output,proto3" json:"output,omitempty"` // Interface.name, may be empty
+	Invert        bool                   `protobuf:"varint,10,opt,name=invert,proto3" json:"invert,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rule) Reset() {
+	*x = Rule{}
+	mi := &file_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rule) ProtoMessage() {}
+
+func (x *Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rule.ProtoReflect.Descriptor instead.
+func (*Rule) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Rule) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Rule) GetFamily() uint32 {
+	if x != nil {
+		return x.Family
+	}
+	return 0
+}
+
+func (x *Rule) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Rule) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Rule) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *Rule) GetMark() uint32 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
+func (x *Rule) GetMask() uint32 {
+	if x != nil {
+		return x.Mask
+	}
+	return 0
+}
+
+func (x *Rule) GetInput() string {
+	if x != nil {
+		return x.Input
+	}
+	return ""
+}
+
+func (x *Rule) GetOutput() string {
+	if x != nil {
+		return x.Output
+	}
+	return ""
+}
+
+func (x *Rule) GetInvert() bool {
+	if x != nil {
+		return x.Invert
+	}
+	return false
+}
+
 type Neighbor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -697,7 +990,7 @@ type Neighbor struct {
 
 func (x *Neighbor) Reset() {
 	*x = Neighbor{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +1002,7 @@ func (x *Neighbor) String() string {
 func (*Neighbor) ProtoMessage() {}
 
 func (x *Neighbor) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +1015,7 @@ func (x *Neighbor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbor.ProtoReflect.Descriptor instead.
 func (*Neighbor) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Neighbor) GetAddress() string {
@@ -762,7 +1055,7 @@ type UpdateNetworkRequest struct {
 
 func (x *UpdateNetworkRequest) Reset() {
 	*x = UpdateNetworkRequest{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +1067,7 @@ func (x *UpdateNetworkRequest) String() string {
 func (*UpdateNetworkRequest) ProtoMessage() {}
 
 func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +1080,7 @@ func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkRequest.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UpdateNetworkRequest) GetNetwork() *Network {
@@ -805,7 +1098,7 @@ type UpdateNetworkResponse struct {
 
 func (x *UpdateNetworkResponse) Reset() {
 	*x = UpdateNetworkResponse{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +1110,7 @@ func (x *UpdateNetworkResponse) String() string {
 func (*UpdateNetworkResponse) ProtoMessage() {}
 
 func (x *UpdateNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +1123,7 @@ func (x *UpdateNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkResponse.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 type SetTimeRequest struct {
@@ -842,7 +1135,7 @@ type SetTimeRequest struct {
 
 func (x *SetTimeRequest) Reset() {
 	*x = SetTimeRequest{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +1147,7 @@ func (x *SetTimeRequest) String() string {
 func (*SetTimeRequest) ProtoMessage() {}
 
 func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +1160,7 @@ func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeRequest.ProtoReflect.Descriptor instead.
 func (*SetTimeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetTimeRequest) GetUnixNs() int64 {
@@ -885,7 +1178,7 @@ type SetTimeResponse struct {
 
 func (x *SetTimeResponse) Reset() {
 	*x = SetTimeResponse{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1190,7 @@ func (x *SetTimeResponse) String() string {
 func (*SetTimeResponse) ProtoMessage() {}
 
 func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1203,7 @@ func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeResponse.ProtoReflect.Descriptor instead.
 func (*SetTimeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 type AddEntropyRequest struct {
@@ -922,7 +1215,7 @@ type AddEntropyRequest struct {
 
 func (x *AddEntropyRequest) Reset() {
 	*x = AddEntropyRequest{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1227,7 @@ func (x *AddEntropyRequest) String() string {
 func (*AddEntropyRequest) ProtoMessage() {}
 
 func (x *AddEntropyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1240,7 @@ func (x *AddEntropyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddEntropyRequest.ProtoReflect.Descriptor instead.
 func (*AddEntropyRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AddEntropyRequest) GetSeed() []byte {
@@ -965,7 +1258,7 @@ type AddEntropyResponse struct {
 
 func (x *AddEntropyResponse) Reset() {
 	*x = AddEntropyResponse{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1270,7 @@ func (x *AddEntropyResponse) String() string {
 func (*AddEntropyResponse) ProtoMessage() {}
 
 func (x *AddEntropyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1283,7 @@ func (x *AddEntropyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddEntropyResponse.ProtoReflect.Descriptor instead.
 func (*AddEntropyResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 // Stdio says which streams the host will open for a process. What is not
@@ -1006,7 +1299,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1311,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1324,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Stdio) GetStdin() bool {
@@ -1077,7 +1370,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1382,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1395,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1159,7 +1452,7 @@ type BlockDevice struct {
 
 func (x *BlockDevice) Reset() {
 	*x = BlockDevice{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1464,7 @@ func (x *BlockDevice) String() string {
 func (*BlockDevice) ProtoMessage() {}
 
 func (x *BlockDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1477,7 @@ func (x *BlockDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDevice.ProtoReflect.Descriptor instead.
 func (*BlockDevice) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *BlockDevice) GetPath() string {
@@ -1217,7 +1510,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1522,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1535,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -1264,7 +1557,7 @@ type CreateExecRequest struct {
 
 func (x *CreateExecRequest) Reset() {
 	*x = CreateExecRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1569,7 @@ func (x *CreateExecRequest) String() string {
 func (*CreateExecRequest) ProtoMessage() {}
 
 func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1582,7 @@ func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExecRequest.ProtoReflect.Descriptor instead.
 func (*CreateExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateExecRequest) GetContainer() string {
@@ -1328,7 +1621,7 @@ type CreateExecResponse struct {
 
 func (x *CreateExecResponse) Reset() {
 	*x = CreateExecResponse{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1633,7 @@ func (x *CreateExecResponse) String() string {
 func (*CreateExecResponse) ProtoMessage() {}
 
 func (x *CreateExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1646,7 @@ func (x *CreateExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExecResponse.ProtoReflect.Descriptor instead.
 func (*CreateExecResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 // In all that follows an empty exec means the container's init process.
@@ -1367,7 +1660,7 @@ type StartProcessRequest struct {
 
 func (x *StartProcessRequest) Reset() {
 	*x = StartProcessRequest{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1672,7 @@ func (x *StartProcessRequest) String() string {
 func (*StartProcessRequest) ProtoMessage() {}
 
 func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1685,7 @@ func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessRequest.ProtoReflect.Descriptor instead.
 func (*StartProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartProcessRequest) GetContainer() string {
@@ -1418,7 +1711,7 @@ type StartProcessResponse struct {
 
 func (x *StartProcessResponse) Reset() {
 	*x = StartProcessResponse{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1723,7 @@ func (x *StartProcessResponse) String() string {
 func (*StartProcessResponse) ProtoMessage() {}
 
 func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1736,7 @@ func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessResponse.ProtoReflect.Descriptor instead.
 func (*StartProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartProcessResponse) GetPid() uint32 {
@@ -1465,7 +1758,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1770,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1783,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SignalProcessRequest) GetContainer() string {
@@ -1529,7 +1822,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +1834,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1554,7 +1847,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 type WaitProcessRequest struct {
@@ -1567,7 +1860,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1872,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1885,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WaitProcessRequest) GetContainer() string {
@@ -1622,7 +1915,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1927,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1940,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WaitProcessResponse) GetExitCode() uint32 {
@@ -1683,7 +1976,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1695,7 +1988,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1708,7 +2001,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ResizeTerminalRequest) GetContainer() string {
@@ -1747,7 +2040,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1759,7 +2052,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1772,7 +2065,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type DeleteProcessRequest struct {
@@ -1785,7 +2078,7 @@ type DeleteProcessRequest struct {
 
 func (x *DeleteProcessRequest) Reset() {
 	*x = DeleteProcessRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +2090,7 @@ func (x *DeleteProcessRequest) String() string {
 func (*DeleteProcessRequest) ProtoMessage() {}
 
 func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +2103,7 @@ func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessRequest.ProtoReflect.Descriptor instead.
 func (*DeleteProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteProcessRequest) GetContainer() string {
@@ -1835,7 +2128,7 @@ type DeleteProcessResponse struct {
 
 func (x *DeleteProcessResponse) Reset() {
 	*x = DeleteProcessResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +2140,7 @@ func (x *DeleteProcessResponse) String() string {
 func (*DeleteProcessResponse) ProtoMessage() {}
 
 func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2153,7 @@ func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessResponse.ProtoReflect.Descriptor instead.
 func (*DeleteProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type DeleteContainerRequest struct {
@@ -1872,7 +2165,7 @@ type DeleteContainerRequest struct {
 
 func (x *DeleteContainerRequest) Reset() {
 	*x = DeleteContainerRequest{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +2177,7 @@ func (x *DeleteContainerRequest) String() string {
 func (*DeleteContainerRequest) ProtoMessage() {}
 
 func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +2190,7 @@ func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerRequest.ProtoReflect.Descriptor instead.
 func (*DeleteContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DeleteContainerRequest) GetContainer() string {
@@ -1915,7 +2208,7 @@ type DeleteContainerResponse struct {
 
 func (x *DeleteContainerResponse) Reset() {
 	*x = DeleteContainerResponse{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2220,7 @@ func (x *DeleteContainerResponse) String() string {
 func (*DeleteContainerResponse) ProtoMessage() {}
 
 func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2233,7 @@ func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerResponse.ProtoReflect.Descriptor instead.
 func (*DeleteContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 type PauseContainerRequest struct {
@@ -1952,7 +2245,7 @@ type PauseContainerRequest struct {
 
 func (x *PauseContainerRequest) Reset() {
 	*x = PauseContainerRequest{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2257,7 @@ func (x *PauseContainerRequest) String() string {
 func (*PauseContainerRequest) ProtoMessage() {}
 
 func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2270,7 @@ func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseContainerRequest.ProtoReflect.Descriptor instead.
 func (*PauseContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PauseContainerRequest) GetContainer() string {
@@ -1995,7 +2288,7 @@ type PauseContainerResponse struct {
 
 func (x *PauseContainerResponse) Reset() {
 	*x = PauseContainerResponse{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2300,7 @@ func (x *PauseContainerResponse) String() string {
 func (*PauseContainerResponse) ProtoMessage() {}
 
 func (x *PauseContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2313,7 @@ func (x *PauseContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseContainerResponse.ProtoReflect.Descriptor instead.
 func (*PauseContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 type ResumeContainerRequest struct {
@@ -2032,7 +2325,7 @@ type ResumeContainerRequest struct {
 
 func (x *ResumeContainerRequest) Reset() {
 	*x = ResumeContainerRequest{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2337,7 @@ func (x *ResumeContainerRequest) String() string {
 func (*ResumeContainerRequest) ProtoMessage() {}
 
 func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2350,7 @@ func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeContainerRequest.ProtoReflect.Descriptor instead.
 func (*ResumeContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ResumeContainerRequest) GetContainer() string {
@@ -2075,7 +2368,7 @@ type ResumeContainerResponse struct {
 
 func (x *ResumeContainerResponse) Reset() {
 	*x = ResumeContainerResponse{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2380,7 @@ func (x *ResumeContainerResponse) String() string {
 func (*ResumeContainerResponse) ProtoMessage() {}
 
 func (x *ResumeContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2393,7 @@ func (x *ResumeContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeContainerResponse.ProtoReflect.Descriptor instead.
 func (*ResumeContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 type UpdateContainerRequest struct {
@@ -2113,7 +2406,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2418,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2431,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UpdateContainerRequest) GetContainer() string {
@@ -2163,7 +2456,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +2468,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +2481,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 type StatsContainerRequest struct {
@@ -2200,7 +2493,7 @@ type StatsContainerRequest struct {
 
 func (x *StatsContainerRequest) Reset() {
 	*x = StatsContainerRequest{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2212,7 +2505,7 @@ func (x *StatsContainerRequest) String() string {
 func (*StatsContainerRequest) ProtoMessage() {}
 
 func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2225,7 +2518,7 @@ func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerRequest.ProtoReflect.Descriptor instead.
 func (*StatsContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StatsContainerRequest) GetContainer() string {
@@ -2248,7 +2541,7 @@ type StatsContainerResponse struct {
 
 func (x *StatsContainerResponse) Reset() {
 	*x = StatsContainerResponse{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2553,7 @@ func (x *StatsContainerResponse) String() string {
 func (*StatsContainerResponse) ProtoMessage() {}
 
 func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2566,7 @@ func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerResponse.ProtoReflect.Descriptor instead.
 func (*StatsContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StatsContainerResponse) GetCpu() *CPUStats {
@@ -2325,7 +2618,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2630,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2643,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -2412,7 +2705,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2424,7 +2717,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2437,7 +2730,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -2506,7 +2799,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2518,7 +2811,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +2824,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -2562,7 +2855,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2574,7 +2867,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2587,7 +2880,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -2649,7 +2942,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2954,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2967,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *NetworkStats) GetName() string {
@@ -2749,7 +3042,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +3054,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +3067,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListProcessesRequest) GetContainer() string {
@@ -2793,7 +3086,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +3098,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +3111,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -2842,7 +3135,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2854,7 +3147,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2867,7 +3160,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2920,7 +3213,7 @@ type NextEventRequest struct {
 
 func (x *NextEventRequest) Reset() {
 	*x = NextEventRequest{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2932,7 +3225,7 @@ func (x *NextEventRequest) String() string {
 func (*NextEventRequest) ProtoMessage() {}
 
 func (x *NextEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2945,7 +3238,7 @@ func (x *NextEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextEventRequest.ProtoReflect.Descriptor instead.
 func (*NextEventRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 type NextEventResponse struct {
@@ -2958,7 +3251,7 @@ type NextEventResponse struct {
 
 func (x *NextEventResponse) Reset() {
 	*x = NextEventResponse{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2970,7 +3263,7 @@ func (x *NextEventResponse) String() string {
 func (*NextEventResponse) ProtoMessage() {}
 
 func (x *NextEventResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2983,7 +3276,7 @@ func (x *NextEventResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextEventResponse.ProtoReflect.Descriptor instead.
 func (*NextEventResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *NextEventResponse) GetKind() NextEventResponse_Kind {
@@ -3008,7 +3301,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3020,7 +3313,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3033,7 +3326,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 type ShutdownResponse struct {
@@ -3044,7 +3337,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3056,7 +3349,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3069,7 +3362,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_proto_rawDescGZIP(), []int{55}
 }
 
 var File_agent_proto protoreflect.FileDescriptor
@@ -3109,28 +3402,58 @@ const file_agent_proto_rawDesc = "" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x16\n" +
-	"\x14SetupSandboxResponse\"\xa8\x01\n" +
+	"\x14SetupSandboxResponse\"\xe7\x01\n" +
 	"\aNetwork\x128\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\x18.kata.agent.v1.InterfaceR\n" +
 	"interfaces\x12,\n" +
-	"\x06routes\x18\x02 \x03(\v2\x14.kata.agent.v1.RouteR\x06routes\x125\n" +
-	"\tneighbors\x18\x03 \x03(\v2\x17.kata.agent.v1.NeighborR\tneighbors\"a\n" +
+	"\x06routes\x18\x02 \x03(\v2\x14.kata.agent.v1.RouteR\x06routes\x12)\n" +
+	"\x05rules\x18\x03 \x03(\v2\x13.kata.agent.v1.RuleR\x05rules\x125\n" +
+	"\tneighbors\x18\x04 \x03(\v2\x17.kata.agent.v1.NeighborR\tneighbors\x12\x12\n" +
+	"\x04idle\x18\x05 \x03(\tR\x04idle\"\x91\x01\n" +
 	"\tInterface\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x10\n" +
-	"\x03mtu\x18\x03 \x01(\rR\x03mtu\x12\x1c\n" +
-	"\taddresses\x18\x04 \x03(\tR\taddresses\"\xe5\x01\n" +
+	"\x03mtu\x18\x03 \x01(\rR\x03mtu\x124\n" +
+	"\taddresses\x18\x04 \x03(\v2\x16.kata.agent.v1.AddressR\taddresses\x12\x16\n" +
+	"\x06device\x18\x05 \x01(\tR\x06device\"i\n" +
+	"\aAddress\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x1c\n" +
+	"\tbroadcast\x18\x03 \x01(\tR\tbroadcast\x12\x14\n" +
+	"\x05scope\x18\x04 \x01(\rR\x05scope\"\xf2\x02\n" +
 	"\x05Route\x12 \n" +
-	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x18\n" +
-	"\agateway\x18\x02 \x01(\tR\agateway\x12\x16\n" +
-	"\x06device\x18\x03 \x01(\tR\x06device\x12\x16\n" +
-	"\x06source\x18\x04 \x01(\tR\x06source\x12\x14\n" +
-	"\x05scope\x18\x05 \x01(\rR\x05scope\x12\x14\n" +
-	"\x05flags\x18\x06 \x01(\rR\x05flags\x12\x10\n" +
-	"\x03mtu\x18\a \x01(\rR\x03mtu\x12\x1a\n" +
-	"\bpriority\x18\b \x01(\rR\bpriority\x12\x16\n" +
-	"\x06family\x18\t \x01(\rR\x06family\"d\n" +
+	"\vdestination\x18\x01 \x01(\tR\vdestination\x12&\n" +
+	"\x04hops\x18\x02 \x03(\v2\x12.kata.agent.v1.HopR\x04hops\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x14\n" +
+	"\x05scope\x18\x04 \x01(\rR\x05scope\x12\x1a\n" +
+	"\bpriority\x18\x05 \x01(\rR\bpriority\x12\x16\n" +
+	"\x06family\x18\x06 \x01(\rR\x06family\x12\x14\n" +
+	"\x05table\x18\a \x01(\rR\x05table\x12\x12\n" +
+	"\x04type\x18\b \x01(\rR\x04type\x12\x1a\n" +
+	"\bprotocol\x18\t \x01(\rR\bprotocol\x12;\n" +
+	"\ametrics\x18\n" +
+	" \x03(\v2!.kata.agent.v1.Route.MetricsEntryR\ametrics\x1a:\n" +
+	"\fMetricsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"e\n" +
+	"\x03Hop\x12\x18\n" +
+	"\agateway\x18\x01 \x01(\tR\agateway\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\x12\x14\n" +
+	"\x05flags\x18\x03 \x01(\rR\x05flags\x12\x16\n" +
+	"\x06weight\x18\x04 \x01(\rR\x06weight\"\xf8\x01\n" +
+	"\x04Rule\x12\x1a\n" +
+	"\bpriority\x18\x01 \x01(\rR\bpriority\x12\x16\n" +
+	"\x06family\x18\x02 \x01(\rR\x06family\x12\x14\n" +
+	"\x05table\x18\x03 \x01(\rR\x05table\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12 \n" +
+	"\vdestination\x18\x05 \x01(\tR\vdestination\x12\x12\n" +
+	"\x04mark\x18\x06 \x01(\rR\x04mark\x12\x12\n" +
+	"\x04mask\x18\a \x01(\rR\x04mask\x12\x14\n" +
+	"\x05input\x18\b \x01(\tR\x05input\x12\x16\n" +
+	"\x06output\x18\t \x01(\tR\x06output\x12\x16\n" +
+	"\x06invert\x18\n" +
+	" \x01(\bR\x06invert\"d\n" +
 	"\bNeighbor\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x16\n" +
@@ -3326,7 +3649,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_agent_proto_goTypes = []any{
 	(NextEventResponse_Kind)(0),     // 0: kata.agent.v1.NextEventResponse.Kind
 	(*DetailsRequest)(nil),          // 1: kata.agent.v1.DetailsRequest
@@ -3336,122 +3659,130 @@ var file_agent_proto_goTypes = []any{
 	(*SetupSandboxResponse)(nil),    // 5: kata.agent.v1.SetupSandboxResponse
 	(*Network)(nil),                 // 6: kata.agent.v1.Network
 	(*Interface)(nil),               // 7: kata.agent.v1.Interface
-	(*Route)(nil),                   // 8: kata.agent.v1.Route
-	(*Neighbor)(nil),                // 9: kata.agent.v1.Neighbor
-	(*UpdateNetworkRequest)(nil),    // 10: kata.agent.v1.UpdateNetworkRequest
-	(*UpdateNetworkResponse)(nil),   // 11: kata.agent.v1.UpdateNetworkResponse
-	(*SetTimeRequest)(nil),          // 12: kata.agent.v1.SetTimeRequest
-	(*SetTimeResponse)(nil),         // 13: kata.agent.v1.SetTimeResponse
-	(*AddEntropyRequest)(nil),       // 14: kata.agent.v1.AddEntropyRequest
-	(*AddEntropyResponse)(nil),      // 15: kata.agent.v1.AddEntropyResponse
-	(*Stdio)(nil),                   // 16: kata.agent.v1.Stdio
-	(*CreateContainerRequest)(nil),  // 17: kata.agent.v1.CreateContainerRequest
-	(*BlockDevice)(nil),             // 18: kata.agent.v1.BlockDevice
-	(*CreateContainerResponse)(nil), // 19: kata.agent.v1.CreateContainerResponse
-	(*CreateExecRequest)(nil),       // 20: kata.agent.v1.CreateExecRequest
-	(*CreateExecResponse)(nil),      // 21: kata.agent.v1.CreateExecResponse
-	(*StartProcessRequest)(nil),     // 22: kata.agent.v1.StartProcessRequest
-	(*StartProcessResponse)(nil),    // 23: kata.agent.v1.StartProcessResponse
-	(*SignalProcessRequest)(nil),    // 24: kata.agent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),   // 25: kata.agent.v1.SignalProcessResponse
-	(*WaitProcessRequest)(nil),      // 26: kata.agent.v1.WaitProcessRequest
-	(*WaitProcessResponse)(nil),     // 27: kata.agent.v1.WaitProcessResponse
-	(*ResizeTerminalRequest)(nil),   // 28: kata.agent.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),  // 29: kata.agent.v1.ResizeTerminalResponse
-	(*DeleteProcessRequest)(nil),    // 30: kata.agent.v1.DeleteProcessRequest
-	(*DeleteProcessResponse)(nil),   // 31: kata.agent.v1.DeleteProcessResponse
-	(*DeleteContainerRequest)(nil),  // 32: kata.agent.v1.DeleteContainerRequest
-	(*DeleteContainerResponse)(nil), // 33: kata.agent.v1.DeleteContainerResponse
-	(*PauseContainerRequest)(nil),   // 34: kata.agent.v1.PauseContainerRequest
-	(*PauseContainerResponse)(nil),  // 35: kata.agent.v1.PauseContainerResponse
-	(*ResumeContainerRequest)(nil),  // 36: kata.agent.v1.ResumeContainerRequest
-	(*ResumeContainerResponse)(nil), // 37: kata.agent.v1.ResumeContainerResponse
-	(*UpdateContainerRequest)(nil),  // 38: kata.agent.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil), // 39: kata.agent.v1.UpdateContainerResponse
-	(*StatsContainerRequest)(nil),   // 40: kata.agent.v1.StatsContainerRequest
-	(*StatsContainerResponse)(nil),  // 41: kata.agent.v1.StatsContainerResponse
-	(*CPUStats)(nil),                // 42: kata.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 43: kata.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 44: kata.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 45: kata.agent.v1.IOStats
-	(*NetworkStats)(nil),            // 46: kata.agent.v1.NetworkStats
-	(*ListProcessesRequest)(nil),    // 47: kata.agent.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),   // 48: kata.agent.v1.ListProcessesResponse
-	(*Process)(nil),                 // 49: kata.agent.v1.Process
-	(*NextEventRequest)(nil),        // 50: kata.agent.v1.NextEventRequest
-	(*NextEventResponse)(nil),       // 51: kata.agent.v1.NextEventResponse
-	(*ShutdownRequest)(nil),         // 52: kata.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 53: kata.agent.v1.ShutdownResponse
-	nil,                             // 54: kata.agent.v1.SetupSandboxRequest.SysctlsEntry
-	nil,                             // 55: kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
-	nil,                             // 56: kata.agent.v1.MemoryStats.StatEntry
+	(*Address)(nil),                 // 8: kata.agent.v1.Address
+	(*Route)(nil),                   // 9: kata.agent.v1.Route
+	(*Hop)(nil),                     // 10: kata.agent.v1.Hop
+	(*Rule)(nil),                    // 11: kata.agent.v1.Rule
+	(*Neighbor)(nil),                // 12: kata.agent.v1.Neighbor
+	(*UpdateNetworkRequest)(nil),    // 13: kata.agent.v1.UpdateNetworkRequest
+	(*UpdateNetworkResponse)(nil),   // 14: kata.agent.v1.UpdateNetworkResponse
+	(*SetTimeRequest)(nil),          // 15: kata.agent.v1.SetTimeRequest
+	(*SetTimeResponse)(nil),         // 16: kata.agent.v1.SetTimeResponse
+	(*AddEntropyRequest)(nil),       // 17: kata.agent.v1.AddEntropyRequest
+	(*AddEntropyResponse)(nil),      // 18: kata.agent.v1.AddEntropyResponse
+	(*Stdio)(nil),                   // 19: kata.agent.v1.Stdio
+	(*CreateContainerRequest)(nil),  // 20: kata.agent.v1.CreateContainerRequest
+	(*BlockDevice)(nil),             // 21: kata.agent.v1.BlockDevice
+	(*CreateContainerResponse)(nil), // 22: kata.agent.v1.CreateContainerResponse
+	(*CreateExecRequest)(nil),       // 23: kata.agent.v1.CreateExecRequest
+	(*CreateExecResponse)(nil),      // 24: kata.agent.v1.CreateExecResponse
+	(*StartProcessRequest)(nil),     // 25: kata.agent.v1.StartProcessRequest
+	(*StartProcessResponse)(nil),    // 26: kata.agent.v1.StartProcessResponse
+	(*SignalProcessRequest)(nil),    // 27: kata.agent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),   // 28: kata.agent.v1.SignalProcessResponse
+	(*WaitProcessRequest)(nil),      // 29: kata.agent.v1.WaitProcessRequest
+	(*WaitProcessResponse)(nil),     // 30: kata.agent.v1.WaitProcessResponse
+	(*ResizeTerminalRequest)(nil),   // 31: kata.agent.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),  // 32: kata.agent.v1.ResizeTerminalResponse
+	(*DeleteProcessRequest)(nil),    // 33: kata.agent.v1.DeleteProcessRequest
+	(*DeleteProcessResponse)(nil),   // 34: kata.agent.v1.DeleteProcessResponse
+	(*DeleteContainerRequest)(nil),  // 35: kata.agent.v1.DeleteContainerRequest
+	(*DeleteContainerResponse)(nil), // 36: kata.agent.v1.DeleteContainerResponse
+	(*PauseContainerRequest)(nil),   // 37: kata.agent.v1.PauseContainerRequest
+	(*PauseContainerResponse)(nil),  // 38: kata.agent.v1.PauseContainerResponse
+	(*ResumeContainerRequest)(nil),  // 39: kata.agent.v1.ResumeContainerRequest
+	(*ResumeContainerResponse)(nil), // 40: kata.agent.v1.ResumeContainerResponse
+	(*UpdateContainerRequest)(nil),  // 41: kata.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil), // 42: kata.agent.v1.UpdateContainerResponse
+	(*StatsContainerRequest)(nil),   // 43: kata.agent.v1.StatsContainerRequest
+	(*StatsContainerResponse)(nil),  // 44: kata.agent.v1.StatsContainerResponse
+	(*CPUStats)(nil),                // 45: kata.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 46: kata.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 47: kata.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 48: kata.agent.v1.IOStats
+	(*NetworkStats)(nil),            // 49: kata.agent.v1.NetworkStats
+	(*ListProcessesRequest)(nil),    // 50: kata.agent.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 51: kata.agent.v1.ListProcessesResponse
+	(*Process)(nil),                 // 52: kata.agent.v1.Process
+	(*NextEventRequest)(nil),        // 53: kata.agent.v1.NextEventRequest
+	(*NextEventResponse)(nil),       // 54: kata.agent.v1.NextEventResponse
+	(*ShutdownRequest)(nil),         // 55: kata.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 56: kata.agent.v1.ShutdownResponse
+	nil,                             // 57: kata.agent.v1.SetupSandboxRequest.SysctlsEntry
+	nil,                             // 58: kata.agent.v1.Route.MetricsEntry
+	nil,                             // 59: kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
+	nil,                             // 60: kata.agent.v1.MemoryStats.StatEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	3,  // 0: kata.agent.v1.SetupSandboxRequest.storages:type_name -> kata.agent.v1.Storage
 	6,  // 1: kata.agent.v1.SetupSandboxRequest.network:type_name -> kata.agent.v1.Network
-	54, // 2: kata.agent.v1.SetupSandboxRequest.sysctls:type_name -> kata.agent.v1.SetupSandboxRequest.SysctlsEntry
+	57, // 2: kata.agent.v1.SetupSandboxRequest.sysctls:type_name -> kata.agent.v1.SetupSandboxRequest.SysctlsEntry
 	7,  // 3: kata.agent.v1.Network.interfaces:type_name -> kata.agent.v1.Interface
-	8,  // 4: kata.agent.v1.Network.routes:type_name -> kata.agent.v1.Route
-	9,  // 5: kata.agent.v1.Network.neighbors:type_name -> kata.agent.v1.Neighbor
-	6,  // 6: kata.agent.v1.UpdateNetworkRequest.network:type_name -> kata.agent.v1.Network
-	3,  // 7: kata.agent.v1.CreateContainerRequest.storages:type_name -> kata.agent.v1.Storage
-	16, // 8: kata.agent.v1.CreateContainerRequest.stdio:type_name -> kata.agent.v1.Stdio
-	55, // 9: kata.agent.v1.CreateContainerRequest.join_namespaces:type_name -> kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
-	18, // 10: kata.agent.v1.CreateContainerRequest.block_devices:type_name -> kata.agent.v1.BlockDevice
-	16, // 11: kata.agent.v1.CreateExecRequest.stdio:type_name -> kata.agent.v1.Stdio
-	42, // 12: kata.agent.v1.StatsContainerResponse.cpu:type_name -> kata.agent.v1.CPUStats
-	43, // 13: kata.agent.v1.StatsContainerResponse.memory:type_name -> kata.agent.v1.MemoryStats
-	44, // 14: kata.agent.v1.StatsContainerResponse.pids:type_name -> kata.agent.v1.PidsStats
-	45, // 15: kata.agent.v1.StatsContainerResponse.io:type_name -> kata.agent.v1.IOStats
-	46, // 16: kata.agent.v1.StatsContainerResponse.network:type_name -> kata.agent.v1.NetworkStats
-	56, // 17: kata.agent.v1.MemoryStats.stat:type_name -> kata.agent.v1.MemoryStats.StatEntry
-	49, // 18: kata.agent.v1.ListProcessesResponse.processes:type_name -> kata.agent.v1.Process
-	0,  // 19: kata.agent.v1.NextEventResponse.kind:type_name -> kata.agent.v1.NextEventResponse.Kind
-	1,  // 20: kata.agent.v1.Agent.Details:input_type -> kata.agent.v1.DetailsRequest
-	4,  // 21: kata.agent.v1.Agent.SetupSandbox:input_type -> kata.agent.v1.SetupSandboxRequest
-	10, // 22: kata.agent.v1.Agent.UpdateNetwork:input_type -> kata.agent.v1.UpdateNetworkRequest
-	12, // 23: kata.agent.v1.Agent.SetTime:input_type -> kata.agent.v1.SetTimeRequest
-	14, // 24: kata.agent.v1.Agent.AddEntropy:input_type -> kata.agent.v1.AddEntropyRequest
-	17, // 25: kata.agent.v1.Agent.CreateContainer:input_type -> kata.agent.v1.CreateContainerRequest
-	20, // 26: kata.agent.v1.Agent.CreateExec:input_type -> kata.agent.v1.CreateExecRequest
-	22, // 27: kata.agent.v1.Agent.StartProcess:input_type -> kata.agent.v1.StartProcessRequest
-	24, // 28: kata.agent.v1.Agent.SignalProcess:input_type -> kata.agent.v1.SignalProcessRequest
-	26, // 29: kata.agent.v1.Agent.WaitProcess:input_type -> kata.agent.v1.WaitProcessRequest
-	28, // 30: kata.agent.v1.Agent.ResizeTerminal:input_type -> kata.agent.v1.ResizeTerminalRequest
-	30, // 31: kata.agent.v1.Agent.DeleteProcess:input_type -> kata.agent.v1.DeleteProcessRequest
-	32, // 32: kata.agent.v1.Agent.DeleteContainer:input_type -> kata.agent.v1.DeleteContainerRequest
-	34, // 33: kata.agent.v1.Agent.PauseContainer:input_type -> kata.agent.v1.PauseContainerRequest
-	36, // 34: kata.agent.v1.Agent.ResumeContainer:input_type -> kata.agent.v1.ResumeContainerRequest
-	38, // 35: kata.agent.v1.Agent.UpdateContainer:input_type -> kata.agent.v1.UpdateContainerRequest
-	40, // 36: kata.agent.v1.Agent.StatsContainer:input_type -> kata.agent.v1.StatsContainerRequest
-	47, // 37: kata.agent.v1.Agent.ListProcesses:input_type -> kata.agent.v1.ListProcessesRequest
-	50, // 38: kata.agent.v1.Agent.NextEvent:input_type -> kata.agent.v1.NextEventRequest
-	52, // 39: kata.agent.v1.Agent.Shutdown:input_type -> kata.agent.v1.ShutdownRequest
-	2,  // 40: kata.agent.v1.Agent.Details:output_type -> kata.agent.v1.DetailsResponse
-	5,  // 41: kata.agent.v1.Agent.SetupSandbox:output_type -> kata.agent.v1.SetupSandboxResponse
-	11, // 42: kata.agent.v1.Agent.UpdateNetwork:output_type -> kata.agent.v1.UpdateNetworkResponse
-	13, // 43: kata.agent.v1.Agent.SetTime:output_type -> kata.agent.v1.SetTimeResponse
-	15, // 44: kata.agent.v1.Agent.AddEntropy:output_type -> kata.agent.v1.AddEntropyResponse
-	19, // 45: kata.agent.v1.Agent.CreateContainer:output_type -> kata.agent.v1.CreateContainerResponse
-	21, // 46: kata.agent.v1.Agent.CreateExec:output_type -> kata.agent.v1.CreateExecResponse
-	23, // 47: kata.agent.v1.Agent.StartProcess:output_type -> kata.agent.v1.StartProcessResponse
-	25, // 48: kata.agent.v1.Agent.SignalProcess:output_type -> kata.agent.v1.SignalProcessResponse
-	27, // 49: kata.agent.v1.Agent.WaitProcess:output_type -> kata.agent.v1.WaitProcessResponse
-	29, // 50: kata.agent.v1.Agent.ResizeTerminal:output_type -> kata.agent.v1.ResizeTerminalResponse
-	31, // 51: kata.agent.v1.Agent.DeleteProcess:output_type -> kata.agent.v1.DeleteProcessResponse
-	33, // 52: kata.agent.v1.Agent.DeleteContainer:output_type -> kata.agent.v1.DeleteContainerResponse
-	35, // 53: kata.agent.v1.Agent.PauseContainer:output_type -> kata.agent.v1.PauseContainerResponse
-	37, // 54: kata.agent.v1.Agent.ResumeContainer:output_type -> kata.agent.v1.ResumeContainerResponse
-	39, // 55: kata.agent.v1.Agent.UpdateContainer:output_type -> kata.agent.v1.UpdateContainerResponse
-	41, // 56: kata.agent.v1.Agent.StatsContainer:output_type -> kata.agent.v1.StatsContainerResponse
-	48, // 57: kata.agent.v1.Agent.ListProcesses:output_type -> kata.agent.v1.ListProcessesResponse
-	51, // 58: kata.agent.v1.Agent.NextEvent:output_type -> kata.agent.v1.NextEventResponse
-	53, // 59: kata.agent.v1.Agent.Shutdown:output_type -> kata.agent.v1.ShutdownResponse
-	40, // [40:60] is the sub-list for method output_type
-	20, // [20:40] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	9,  // 4: kata.agent.v1.Network.routes:type_name -> kata.agent.v1.Route
+	11, // 5: kata.agent.v1.Network.rules:type_name -> kata.agent.v1.Rule
+	12, // 6: kata.agent.v1.Network.neighbors:type_name -> kata.agent.v1.Neighbor
+	8,  // 7: kata.agent.v1.Interface.addresses:type_name -> kata.agent.v1.Address
+	10, // 8: kata.agent.v1.Route.hops:type_name -> kata.agent.v1.Hop
+	58, // 9: kata.agent.v1.Route.metrics:type_name -> kata.agent.v1.Route.MetricsEntry
+	6,  // 10: kata.agent.v1.UpdateNetworkRequest.network:type_name -> kata.agent.v1.Network
+	3,  // 11: kata.agent.v1.CreateContainerRequest.storages:type_name -> kata.agent.v1.Storage
+	19, // 12: kata.agent.v1.CreateContainerRequest.stdio:type_name -> kata.agent.v1.Stdio
+	59, // 13: kata.agent.v1.CreateContainerRequest.join_namespaces:type_name -> kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
+	21, // 14: kata.agent.v1.CreateContainerRequest.block_devices:type_name -> kata.agent.v1.BlockDevice
+	19, // 15: kata.agent.v1.CreateExecRequest.stdio:type_name -> kata.agent.v1.Stdio
+	45, // 16: kata.agent.v1.StatsContainerResponse.cpu:type_name -> kata.agent.v1.CPUStats
+	46, // 17: kata.agent.v1.StatsContainerResponse.memory:type_name -> kata.agent.v1.MemoryStats
+	47, // 18: kata.agent.v1.StatsContainerResponse.pids:type_name -> kata.agent.v1.PidsStats
+	48, // 19: kata.agent.v1.StatsContainerResponse.io:type_name -> kata.agent.v1.IOStats
+	49, // 20: kata.agent.v1.StatsContainerResponse.network:type_name -> kata.agent.v1.NetworkStats
+	60, // 21: kata.agent.v1.MemoryStats.stat:type_name -> kata.agent.v1.MemoryStats.StatEntry
+	52, // 22: kata.agent.v1.ListProcessesResponse.processes:type_name -> kata.agent.v1.Process
+	0,  // 23: kata.agent.v1.NextEventResponse.kind:type_name -> kata.agent.v1.NextEventResponse.Kind
+	1,  // 24: kata.agent.v1.Agent.Details:input_type -> kata.agent.v1.DetailsRequest
+	4,  // 25: kata.agent.v1.Agent.SetupSandbox:input_type -> kata.agent.v1.SetupSandboxRequest
+	13, // 26: kata.agent.v1.Agent.UpdateNetwork:input_type -> kata.agent.v1.UpdateNetworkRequest
+	15, // 27: kata.agent.v1.Agent.SetTime:input_type -> kata.agent.v1.SetTimeRequest
+	17, // 28: kata.agent.v1.Agent.AddEntropy:input_type -> kata.agent.v1.AddEntropyRequest
+	20, // 29: kata.agent.v1.Agent.CreateContainer:input_type -> kata.agent.v1.CreateContainerRequest
+	23, // 30: kata.agent.v1.Agent.CreateExec:input_type -> kata.agent.v1.CreateExecRequest
+	25, // 31: kata.agent.v1.Agent.StartProcess:input_type -> kata.agent.v1.StartProcessRequest
+	27, // 32: kata.agent.v1.Agent.SignalProcess:input_type -> kata.agent.v1.SignalProcessRequest
+	29, // 33: kata.agent.v1.Agent.WaitProcess:input_type -> kata.agent.v1.WaitProcessRequest
+	31, // 34: kata.agent.v1.Agent.ResizeTerminal:input_type -> kata.agent.v1.ResizeTerminalRequest
+	33, // 35: kata.agent.v1.Agent.DeleteProcess:input_type -> kata.agent.v1.DeleteProcessRequest
+	35, // 36: kata.agent.v1.Agent.DeleteContainer:input_type -> kata.agent.v1.DeleteContainerRequest
+	37, // 37: kata.agent.v1.Agent.PauseContainer:input_type -> kata.agent.v1.PauseContainerRequest
+	39, // 38: kata.agent.v1.Agent.ResumeContainer:input_type -> kata.agent.v1.ResumeContainerRequest
+	41, // 39: kata.agent.v1.Agent.UpdateContainer:input_type -> kata.agent.v1.UpdateContainerRequest
+	43, // 40: kata.agent.v1.Agent.StatsContainer:input_type -> kata.agent.v1.StatsContainerRequest
+	50, // 41: kata.agent.v1.Agent.ListProcesses:input_type -> kata.agent.v1.ListProcessesRequest
+	53, // 42: kata.agent.v1.Agent.NextEvent:input_type -> kata.agent.v1.NextEventRequest
+	55, // 43: kata.agent.v1.Agent.Shutdown:input_type -> kata.agent.v1.ShutdownRequest
+	2,  // 44: kata.agent.v1.Agent.Details:output_type -> kata.agent.v1.DetailsResponse
+	5,  // 45: kata.agent.v1.Agent.SetupSandbox:output_type -> kata.agent.v1.SetupSandboxResponse
+	14, // 46: kata.agent.v1.Agent.UpdateNetwork:output_type -> kata.agent.v1.UpdateNetworkResponse
+	16, // 47: kata.agent.v1.Agent.SetTime:output_type -> kata.agent.v1.SetTimeResponse
+	18, // 48: kata.agent.v1.Agent.AddEntropy:output_type -> kata.agent.v1.AddEntropyResponse
+	22, // 49: kata.agent.v1.Agent.CreateContainer:output_type -> kata.agent.v1.CreateContainerResponse
+	24, // 50: kata.agent.v1.Agent.CreateExec:output_type -> kata.agent.v1.CreateExecResponse
+	26, // 51: kata.agent.v1.Agent.StartProcess:output_type -> kata.agent.v1.StartProcessResponse
+	28, // 52: kata.agent.v1.Agent.SignalProcess:output_type -> kata.agent.v1.SignalProcessResponse
+	30, // 53: kata.agent.v1.Agent.WaitProcess:output_type -> kata.agent.v1.WaitProcessResponse
+	32, // 54: kata.agent.v1.Agent.ResizeTerminal:output_type -> kata.agent.v1.ResizeTerminalResponse
+	34, // 55: kata.agent.v1.Agent.DeleteProcess:output_type -> kata.agent.v1.DeleteProcessResponse
+	36, // 56: kata.agent.v1.Agent.DeleteContainer:output_type -> kata.agent.v1.DeleteContainerResponse
+	38, // 57: kata.agent.v1.Agent.PauseContainer:output_type -> kata.agent.v1.PauseContainerResponse
+	40, // 58: kata.agent.v1.Agent.ResumeContainer:output_type -> kata.agent.v1.ResumeContainerResponse
+	42, // 59: kata.agent.v1.Agent.UpdateContainer:output_type -> kata.agent.v1.UpdateContainerResponse
+	44, // 60: kata.agent.v1.Agent.StatsContainer:output_type -> kata.agent.v1.StatsContainerResponse
+	51, // 61: kata.agent.v1.Agent.ListProcesses:output_type -> kata.agent.v1.ListProcessesResponse
+	54, // 62: kata.agent.v1.Agent.NextEvent:output_type -> kata.agent.v1.NextEventResponse
+	56, // 63: kata.agent.v1.Agent.Shutdown:output_type -> kata.agent.v1.ShutdownResponse
+	44, // [44:64] is the sub-list for method output_type
+	24, // [24:44] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3465,7 +3796,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   56,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,5 +1,5 @@
-// Package network brings the guest's network interfaces, routes and neighbours to
-// the state that the host describes.
+// Package network brings the guest's network interfaces, routes, rules and
+// neighbours to the state that the host describes.
 package network
 
 import (
@@ -8,19 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"slices"
-	"strings"
+	"strconv"
 	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/agent/await"
 	"github.com/seed-efd44b36/kata/internal/agent/rtnl"
-	"golang.org/x/sys/unix"
 )
 
 // nicTimeout is how long a network interface may take to appear.
 const nicTimeout = 10 * time.Second
+
+// pushedPrefix begins the names of interfaces whose own another one gets.
+const pushedPrefix = "was"
 
 // ErrInvalid is wrapped by errors about a description that makes no sense.
 var ErrInvalid = errors.New("invalid description of the network")
@@ -39,231 +40,235 @@ func LoopbackUp() error {
 	return errors.New("no interface lo")
 }
 
-// Apply brings the interfaces that n names, and the routes through them, to the
-// state that n describes. To do it again changes nothing. The drivers of the
-// interfaces must be loaded; the interfaces may take some time to appear.
-func Apply(ctx context.Context, n *agentv1.Network) error {
-	byName := make(map[string]int)
-	for _, i := range n.GetInterfaces() {
-		index, err := updateInterface(ctx, i)
-		if err != nil {
-			return fmt.Errorf("interface %s: %w", i.GetName(), err)
-		}
-		byName[i.GetName()] = index
+// Stack is the guest's network as far as it is the host's doing. What else is in
+// there, containers have made, and it is left alone.
+type Stack struct {
+	turn  chan struct{} // holds a token while Apply is at work
+	have  state         // of whoever has put the token in
+	attic attic         // the same
+}
+
+// NewStack returns one with nothing in it.
+func NewStack() *Stack { return &Stack{turn: make(chan struct{}, 1)} }
+
+// Apply brings the guest to the state that n describes, and takes away what
+// earlier ones described and n does not. To do it again changes nothing. The
+// drivers of the interfaces must be loaded; the interfaces may take some time to
+// appear.
+func (s *Stack) Apply(ctx context.Context, n *agentv1.Network) error {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	index := func(device string) (int, error) {
-		if i, ok := byName[device]; ok {
-			return i, nil
-		}
-		links, err := rtnl.Links()
-		if err != nil {
-			return 0, err
-		}
-		for _, l := range links {
-			if l.Name == device {
-				return l.Index, nil
-			}
-		}
-		return 0, fmt.Errorf("no interface %q: %w", device, ErrInvalid)
-	}
-	if err := updateRoutes(n.GetRoutes(), byName, index); err != nil {
+	want, err := s.parse(ctx, n)
+	if err != nil {
 		return err
 	}
-	for _, nb := range n.GetNeighbors() {
-		if err := setNeighbor(nb, index); err != nil {
-			return fmt.Errorf("neighbour %s: %w", nb.GetAddress(), err)
-		}
+	had := s.have
+	// Should this fail half way, the next is to find what either has made.
+	s.have = had.with(want)
+	if err := withdraw(had, want); err != nil {
+		return err
 	}
+	if err := s.clear(had, want); err != nil {
+		return err
+	}
+	if err := want.make(had); err != nil {
+		return err
+	}
+	s.have = want
 	return nil
 }
 
-// updateInterface finds an interface by its hardware address and gives it name,
-// MTU and addresses.
-func updateInterface(ctx context.Context, i *agentv1.Interface) (index int, err error) {
-	mac, err := net.ParseMAC(i.GetMac())
-	if err != nil {
-		return 0, fmt.Errorf("%w: %w", err, ErrInvalid)
+// find looks for the device with the hardware address, out of sight as well.
+func (s *Stack) find(ctx context.Context, device net.HardwareAddr) (index int, err error) {
+	for _, i := range s.have.interfaces {
+		if bytes.Equal(i.device, device) {
+			return i.index, nil // even if it has another address now
+		}
 	}
-	if err := checkInterfaceName(i.GetName()); err != nil {
+	if err := s.attic.take(device); err != nil {
 		return 0, err
 	}
-	var want []netip.Prefix
-	for _, s := range i.GetAddresses() {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			return 0, fmt.Errorf("%w: %w", err, ErrInvalid)
-		}
-		want = append(want, p)
-	}
-	l, err := awaitLink(ctx, mac)
-	if err != nil {
-		return 0, err
-	}
-	if l.Name != i.GetName() {
-		if l.Up {
-			if err := rtnl.SetUp(l.Index, false); err != nil {
-				return 0, fmt.Errorf("take down: %w", err)
-			}
-		}
-		if err := rtnl.SetName(l.Index, i.GetName()); err != nil {
-			return 0, fmt.Errorf("rename %s: %w", l.Name, err)
-		}
-	}
-	if i.GetMtu() != 0 {
-		if err := rtnl.SetMTU(l.Index, i.GetMtu()); err != nil {
-			return 0, fmt.Errorf("set MTU %d: %w", i.GetMtu(), err)
-		}
-	}
-	have, err := rtnl.Addresses(l.Index)
-	if err != nil {
-		return 0, err
-	}
-	for _, h := range have {
-		kernels := h.Prefix.Addr().Is6() && h.Prefix.Addr().IsLinkLocalUnicast()
-		if !slices.Contains(want, h.Prefix) && !kernels {
-			if err := rtnl.DeleteAddress(l.Index, h.Prefix); err != nil {
-				return 0, fmt.Errorf("delete address %v: %w", h.Prefix, err)
-			}
-		}
-	}
-	// Up before the addresses, so that IPv6 is there and routes can be made.
-	if err := rtnl.SetUp(l.Index, true); err != nil {
-		return 0, fmt.Errorf("take up: %w", err)
-	}
-	for _, p := range want {
-		if err := rtnl.AddAddress(l.Index, p); err != nil {
-			return 0, fmt.Errorf("add address %v: %w", p, err)
-		}
-	}
-	return l.Index, nil
-}
-
-func checkInterfaceName(name string) error {
-	if name == "" || len(name) >= unix.IFNAMSIZ || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n") {
-		return fmt.Errorf("name %q: %w", name, ErrInvalid)
-	}
-	return nil
-}
-
-// awaitLink waits for the interface with the hardware address.
-func awaitLink(ctx context.Context, mac net.HardwareAddr) (rtnl.Link, error) {
-	var found rtnl.Link
-	err := await.Until(ctx, nicTimeout, func() (bool, error) {
-		links, err := rtnl.Links()
-		for _, l := range links {
-			if bytes.Equal(l.MAC, mac) {
-				found = l
-				return true, nil
-			}
-		}
-		return false, err
+	err = await.Until(ctx, nicTimeout, func() (found bool, err error) {
+		index, err = lookFor(device)
+		return index != 0, err
 	})
 	if err != nil {
-		return rtnl.Link{}, fmt.Errorf("no interface with address %v: %w", mac, err)
+		return 0, fmt.Errorf("no device with address %v: %w", device, err)
 	}
-	return found, nil
+	return index, nil
 }
 
-// updateRoutes removes the routes through the given interfaces that are not
-// wanted, and adds those that are: direct ones first, which gateways need.
-func updateRoutes(list []*agentv1.Route, interfaces map[string]int, index func(string) (int, error)) error {
-	var want []rtnl.Route
-	for _, r := range list {
-		route, err := parseRoute(r, index)
-		if err != nil {
-			return fmt.Errorf("route to %q: %w", r.GetDestination(), err)
+// lookFor returns the index of a device, or 0.
+func lookFor(device net.HardwareAddr) (int, error) {
+	links, err := rtnl.Links()
+	for _, l := range links {
+		if bytes.Equal(l.DeviceMAC, device) || len(l.DeviceMAC) == 0 && bytes.Equal(l.MAC, device) {
+			return l.Index, nil
 		}
-		want = append(want, route)
 	}
-	for _, i := range interfaces {
-		have, err := rtnl.Routes(i)
-		if err != nil {
-			return err
-		}
-		for _, h := range have {
-			if h.Protocol == unix.RTPROT_KERNEL || slices.ContainsFunc(want, func(w rtnl.Route) bool { return sameRoute(w, h) }) {
-				continue
-			}
-			if err := rtnl.DeleteRoute(h); err != nil {
-				return fmt.Errorf("delete route to %v: %w", h.Destination, err)
+	return 0, err
+}
+
+// withdraw takes away what is in had and not in want. Addresses of interfaces
+// that stay are not among it: they go when their successors are there.
+func withdraw(had, want state) error {
+	for _, r := range had.rules {
+		if !slices.Contains(want.rules, r) {
+			if err := rtnl.DeleteRule(r); err != nil {
+				return fmt.Errorf("delete rule %d: %w", r.Priority, err)
 			}
 		}
 	}
-	slices.SortStableFunc(want, func(a, b rtnl.Route) int {
-		return boolInt(a.Gateway.IsValid()) - boolInt(b.Gateway.IsValid())
-	})
-	for _, r := range want {
-		if err := rtnl.AddRoute(r); err != nil {
-			return fmt.Errorf("add route to %v via %v: %w", r.Destination, r.Gateway, err)
+	for _, n := range had.neighbors {
+		if !slices.ContainsFunc(want.neighbors, func(w rtnl.Neighbor) bool { return w.Address == n.Address && w.Index == n.Index }) {
+			if err := rtnl.DeleteNeighbor(n); err != nil {
+				return fmt.Errorf("delete neighbour %v: %w", n.Address, err)
+			}
+		}
+	}
+	for _, r := range slices.Backward(had.routes) {
+		if !slices.ContainsFunc(want.routes, r.Equal) {
+			if err := rtnl.DeleteRoute(r); err != nil {
+				return fmt.Errorf("delete route to %v: %w", r.Destination, err)
+			}
 		}
 	}
 	return nil
 }
 
-func boolInt(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-// sameRoute says whether a and b lead to the same place the same way, whatever
-// the kernel has made of what was not given.
-func sameRoute(a, b rtnl.Route) bool {
-	return a.Family == b.Family && a.Destination == b.Destination && a.Gateway == b.Gateway && a.Index == b.Index
-}
-
-func parseRoute(r *agentv1.Route, index func(string) (int, error)) (rtnl.Route, error) {
-	out := rtnl.Route{
-		Family: uint8(r.GetFamily()), Scope: uint8(r.GetScope()), Flags: r.GetFlags(),
-		Protocol: unix.RTPROT_STATIC, Type: unix.RTN_UNICAST,
-		Priority: r.GetPriority(), MTU: r.GetMtu(),
-	}
-	var err error
-	if out.Index, err = index(r.GetDevice()); err != nil {
-		return rtnl.Route{}, err
-	}
-	if s := r.GetDestination(); s != "" {
-		if out.Destination, err = netip.ParsePrefix(s); err != nil {
-			return rtnl.Route{}, fmt.Errorf("%w: %w", err, ErrInvalid)
-		}
-		out.Destination = out.Destination.Masked()
-		if out.Destination.Bits() == 0 {
-			out.Destination = netip.Prefix{} // the default route
-		}
-	}
-	for _, a := range []struct {
-		text string
-		to   *netip.Addr
-	}{{r.GetGateway(), &out.Gateway}, {r.GetSource(), &out.Source}} {
-		if a.text == "" {
+// clear takes devices away that have no interface, or none any more.
+func (s *Stack) clear(had, want state) error {
+	for _, i := range had.interfaces {
+		if want.at(i.index) != nil {
 			continue
 		}
-		if *a.to, err = netip.ParseAddr(a.text); err != nil {
-			return rtnl.Route{}, fmt.Errorf("%w: %w", err, ErrInvalid)
+		if err := s.attic.put(i.index, i.device); err != nil {
+			return fmt.Errorf("interface %s: %w", i.name, err)
 		}
 	}
-	if out.Family != unix.AF_INET && out.Family != unix.AF_INET6 {
-		return rtnl.Route{}, fmt.Errorf("family %d: %w", r.GetFamily(), ErrInvalid)
+	for _, device := range want.idle {
+		// Before its driver is there it cannot be seen anyhow.
+		index, err := lookFor(device)
+		if err == nil && index != 0 {
+			err = s.attic.put(index, device)
+		}
+		if err != nil {
+			return fmt.Errorf("device %v: %w", device, err)
+		}
 	}
-	return out, nil
+	return nil
 }
 
-func setNeighbor(n *agentv1.Neighbor, index func(string) (int, error)) error {
-	i, err := index(n.GetDevice())
+// rename takes an interface down and gives it a name.
+func rename(index int, name string) error {
+	if err := rtnl.SetUp(index, false); err != nil {
+		return fmt.Errorf("take down: %w", err)
+	}
+	if err := rtnl.SetName(index, name); err != nil {
+		return fmt.Errorf("rename to %s: %w", name, err)
+	}
+	return nil
+}
+
+// make makes all that is described, or finds that it is there.
+func (s state) make(had state) error {
+	links, err := rtnl.Links()
 	if err != nil {
 		return err
 	}
-	out := rtnl.Neighbor{Index: i, State: uint16(n.GetState())}
-	if out.Address, err = netip.ParseAddr(n.GetAddress()); err != nil {
-		return fmt.Errorf("%w: %w", err, ErrInvalid)
-	}
-	if n.GetMac() != "" {
-		mac, err := net.ParseMAC(n.GetMac())
-		if err != nil {
-			return fmt.Errorf("%w: %w", err, ErrInvalid)
+	// Names that are wanted for others are given up first: two interfaces may
+	// have to change theirs.
+	for _, l := range links {
+		if holder := s.named(l.Name); holder != nil && holder.index != l.Index {
+			if err := rename(l.Index, pushedPrefix+strconv.Itoa(l.Index)); err != nil {
+				return fmt.Errorf("interface %s: %w", l.Name, err)
+			}
 		}
-		out.MAC = mac
 	}
-	return rtnl.SetNeighbor(out)
+	for _, i := range s.interfaces {
+		at := slices.IndexFunc(links, func(l rtnl.Link) bool { return l.Index == i.index })
+		if at < 0 {
+			return fmt.Errorf("interface %s: its device is gone", i.name)
+		}
+		if err := i.make(links[at]); err != nil {
+			return fmt.Errorf("interface %s: %w", i.name, err)
+		}
+		if err := i.forget(had.at(i.index)); err != nil {
+			return fmt.Errorf("interface %s: %w", i.name, err)
+		}
+	}
+	for _, r := range s.routes {
+		if err := rtnl.AddRoute(r); err != nil {
+			return fmt.Errorf("add route to %v: %w", r.Destination, err)
+		}
+	}
+	for _, r := range s.rules {
+		if err := rtnl.AddRule(r); err != nil {
+			return fmt.Errorf("add rule %d: %w", r.Priority, err)
+		}
+	}
+	for _, n := range s.neighbors {
+		if err := rtnl.SetNeighbor(n); err != nil {
+			return fmt.Errorf("neighbour %v: %w", n.Address, err)
+		}
+	}
+	return nil
+}
+
+// make gives the device, which was as it was, name, hardware address, MTU and
+// addresses, and takes it up.
+func (i iface) make(was rtnl.Link) error {
+	if was.Name != i.name {
+		if err := rename(i.index, i.name); err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(was.MAC, i.mac) {
+		if err := rtnl.SetUp(i.index, false); err != nil {
+			return fmt.Errorf("take down: %w", err)
+		}
+		if err := rtnl.SetMAC(i.index, i.mac); err != nil {
+			return fmt.Errorf("set hardware address %v: %w", i.mac, err)
+		}
+	}
+	if i.mtu != 0 && i.mtu != was.MTU {
+		if err := rtnl.SetMTU(i.index, i.mtu); err != nil {
+			return fmt.Errorf("set MTU %d: %w", i.mtu, err)
+		}
+	}
+	// The host says which addresses there are, link-local ones included.
+	if err := rtnl.KeepUnaddressed(i.index); err != nil {
+		return fmt.Errorf("switch IPv6 addresses off: %w", err)
+	}
+	// Up before the addresses, so that IPv6 is there and routes can be made.
+	if err := rtnl.SetUp(i.index, true); err != nil {
+		return fmt.Errorf("take up: %w", err)
+	}
+	for _, a := range i.addresses {
+		if err := rtnl.AddAddress(i.index, a); err != nil {
+			return fmt.Errorf("add address %v: %w", a.Prefix, err)
+		}
+	}
+	return nil
+}
+
+// forget removes the addresses that the interface had and is not to have. Its
+// new ones are there by then.
+func (i iface) forget(had *iface) error {
+	if had == nil {
+		return nil
+	}
+	for _, a := range had.addresses {
+		if slices.ContainsFunc(i.addresses, func(w rtnl.Address) bool { return w.Prefix == a.Prefix && w.Peer == a.Peer }) {
+			continue
+		}
+		if err := rtnl.DeleteAddress(i.index, a); err != nil {
+			return fmt.Errorf("delete address %v: %w", a.Prefix, err)
+		}
+	}
+	return nil
 }

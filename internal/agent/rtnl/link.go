@@ -2,8 +2,10 @@ package rtnl
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -13,9 +15,11 @@ import (
 type Link struct {
 	Index int
 	Name  string
-	// MAC is the hardware address, empty if it has none.
-	MAC []byte
-	Up  bool
+	// MAC is the hardware address, DeviceMAC the one that the device came with;
+	// empty if it has none.
+	MAC, DeviceMAC []byte
+	Up             bool
+	MTU            uint32
 	// Stats are its counters since it was made.
 	Stats Stats
 }
@@ -59,6 +63,10 @@ func parseLink(body []byte) (Link, error) {
 			l.Name = string(v)
 		case unix.IFLA_ADDRESS:
 			l.MAC = slices.Clone(v)
+		case unix.IFLA_PERM_ADDRESS:
+			l.DeviceMAC = slices.Clone(v)
+		case unix.IFLA_MTU:
+			l.MTU = number(v)
 		case unix.IFLA_STATS64:
 			for i, c := range []*uint64{
 				&l.Stats.RxPackets, &l.Stats.TxPackets, &l.Stats.RxBytes, &l.Stats.TxBytes,
@@ -98,6 +106,15 @@ func SetName(index int, name string) error {
 	return r.do(nil)
 }
 
+// Move moves the interface to another network namespace and renames it. There it
+// is down, without addresses, and may have another index.
+func Move(index int, ns *os.File, name string) error {
+	r := newRequest(unix.RTM_NEWLINK, 0, ifInfo(index, 0, 0))
+	r.uint32(unix.IFLA_NET_NS_FD, uint32(ns.Fd()))
+	r.attr(unix.IFLA_IFNAME, append([]byte(name), 0))
+	return r.do(nil)
+}
+
 // SetMTU sets the interface's MTU in bytes.
 func SetMTU(index int, mtu uint32) error {
 	r := newRequest(unix.RTM_NEWLINK, 0, ifInfo(index, 0, 0))
@@ -105,9 +122,38 @@ func SetMTU(index int, mtu uint32) error {
 	return r.do(nil)
 }
 
+// SetMAC sets the interface's hardware address. It should be down.
+func SetMAC(index int, mac []byte) error {
+	r := newRequest(unix.RTM_NEWLINK, 0, ifInfo(index, 0, 0))
+	r.attr(unix.IFLA_ADDRESS, mac)
+	return r.do(nil)
+}
+
+// genModeNone is IN6_ADDR_GEN_MODE_NONE.
+const genModeNone = 1
+
+// KeepUnaddressed keeps the kernel from giving the interface an IPv6 address by
+// itself. A kernel without IPv6 does so anyhow.
+func KeepUnaddressed(index int) error {
+	r := newRequest(unix.RTM_NEWLINK, 0, ifInfo(index, 0, 0))
+	r.nest(unix.IFLA_AF_SPEC, func() {
+		r.nest(unix.AF_INET6, func() {
+			r.attr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{genModeNone})
+		})
+	})
+	if err := r.do(nil); !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	return nil
+}
+
 // Address is an address of an interface.
 type Address struct {
 	Prefix netip.Prefix
+	// Peer is the other end of a point-to-point link, Broadcast the address of
+	// all; either may be invalid: none.
+	Peer      netip.Prefix
+	Broadcast netip.Addr
 	// Scope is RT_SCOPE_*.
 	Scope uint8
 }
@@ -119,75 +165,41 @@ func family(a netip.Addr) uint8 {
 	return unix.AF_INET6
 }
 
-// Addresses lists the addresses of the interface.
-func Addresses(index int) ([]Address, error) {
-	var list []Address
-	err := newRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP, make([]byte, unix.SizeofIfAddrmsg)).do(func(body []byte) error {
-		a, of, err := parseAddress(body)
-		if err == nil && of == index && a.Prefix.IsValid() {
-			list = append(list, a)
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
+func addressRequest(kind, flags uint16, index int, a Address) *request {
+	ip, other := a.Prefix.Addr(), a.Prefix
+	if a.Peer.IsValid() {
+		other = a.Peer
 	}
-	return list, nil
-}
-
-func parseAddress(body []byte) (a Address, index int, err error) {
-	if len(body) < unix.SizeofIfAddrmsg {
-		return Address{}, 0, errShort
-	}
-	bits := int(body[1])
-	a.Scope = body[3]
-	index = int(binary.NativeEndian.Uint32(body[4:]))
-	err = attributes(body[unix.SizeofIfAddrmsg:], func(kind uint16, v []byte) {
-		// The local address is the interface's own; for all but point-to-point
-		// links (and for IPv6, which has no local one) both are the same.
-		if kind == unix.IFA_LOCAL || kind == unix.IFA_ADDRESS && !a.Prefix.IsValid() {
-			if ip, ok := netip.AddrFromSlice(v); ok {
-				a.Prefix = netip.PrefixFrom(ip, bits)
-			}
-		}
-	})
-	return a, index, err
-}
-
-func addressRequest(kind, flags uint16, index int, p netip.Prefix) *request {
-	ip := p.Addr()
 	b := make([]byte, unix.SizeofIfAddrmsg)
-	b[0], b[1] = family(ip), uint8(p.Bits())
-	if ip.IsLinkLocalUnicast() && ip.Is6() {
-		b[3] = unix.RT_SCOPE_LINK
-	}
+	b[0], b[1], b[3] = family(ip), uint8(other.Bits()), a.Scope
 	binary.NativeEndian.PutUint32(b[4:], uint32(index))
 	r := newRequest(kind, flags, b)
 	r.attr(unix.IFA_LOCAL, ip.AsSlice())
-	r.attr(unix.IFA_ADDRESS, ip.AsSlice())
+	r.attr(unix.IFA_ADDRESS, other.Addr().AsSlice())
 	return r
 }
 
 // AddAddress adds an address; one that is there already is no error. There is
-// no duplicate detection: the address is the host's to give.
-func AddAddress(index int, p netip.Prefix) error {
-	r := addressRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, index, p)
-	if ip := p.Addr(); ip.Is6() {
-		r.uint32(unix.IFA_FLAGS, unix.IFA_F_NODAD)
-	} else if p.Bits() < 31 {
-		r.attr(unix.IFA_BROADCAST, broadcast(p))
+// no duplicate detection, since the address is the host's to give, and no route
+// comes with it.
+func AddAddress(index int, a Address) error {
+	r := addressRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, index, a)
+	flags := uint32(unix.IFA_F_NOPREFIXROUTE)
+	if a.Prefix.Addr().Is6() {
+		flags |= unix.IFA_F_NODAD
+	}
+	r.uint32(unix.IFA_FLAGS, flags)
+	if a.Broadcast.IsValid() {
+		r.attr(unix.IFA_BROADCAST, a.Broadcast.AsSlice())
 	}
 	return r.do(nil)
 }
 
-// DeleteAddress removes an address.
-func DeleteAddress(index int, p netip.Prefix) error {
-	return addressRequest(unix.RTM_DELADDR, 0, index, p).do(nil)
-}
-
-// broadcast is the last address of an IPv4 network.
-func broadcast(p netip.Prefix) []byte {
-	a := p.Addr().As4()
-	v := binary.BigEndian.Uint32(a[:]) | (1<<(32-p.Bits()) - 1)
-	return binary.BigEndian.AppendUint32(nil, v)
+// DeleteAddress removes an address. One that is not there is no error.
+func DeleteAddress(index int, a Address) error {
+	err := addressRequest(unix.RTM_DELADDR, 0, index, a).do(nil)
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		return nil
+	}
+	return err
 }

@@ -28,7 +28,6 @@ const firstFD = 3
 // stand for devices, or parts of devices, that this machine does not have.
 type backends struct {
 	agent, qmp, console *os.File
-	tap, vhostNet       *os.File
 	vhostVsock          *os.File
 	virtiofs            *os.File
 }
@@ -83,7 +82,9 @@ func arguments(c vmm.Config, b backends) commandLine {
 	l.add("-device", "virtio-balloon"+bus+",free-page-reporting=on")
 	l.add("-device", "virtio-scsi"+bus+",id=scsi")
 	l.share(c.Share, bus, b.virtiofs)
-	l.nic(c.NIC, bus, b)
+	for i, n := range c.NICs {
+		l.nic(n, fmt.Sprintf("net%d", i), bus)
+	}
 	if c.VsockCID != 0 {
 		l.add("-device", fmt.Sprintf("vhost-vsock%s,guest-cid=%d,vhostfd=%s", bus, c.VsockCID, l.fd(b.vhostVsock)))
 	}
@@ -103,24 +104,21 @@ func (l *commandLine) share(s vmm.Share, bus string, virtiofs *os.File) {
 	}
 }
 
-func (l *commandLine) nic(n vmm.NIC, bus string, b backends) {
+func (l *commandLine) nic(n vmm.NIC, id, bus string) {
 	device := "virtio-net" + bus
 	if bus == "-pci" {
 		device += ",romfile=" // no network boot
 	}
-	if b.tap != nil {
-		netdev := "tap,id=net,fd=" + l.fd(b.tap)
-		if b.vhostNet != nil {
-			netdev += ",vhost=on,vhostfd=" + l.fd(b.vhostNet)
+	if n.Tap != nil {
+		netdev := "tap,id=" + id + ",fd=" + l.fd(n.Tap)
+		if n.VhostNet != nil {
+			netdev += ",vhost=on,vhostfd=" + l.fd(n.VhostNet)
 		}
 		l.add("-netdev", netdev)
-		device += ",netdev=net"
+		device += ",netdev=" + id
 	}
 	if n.MAC != "" {
 		device += ",mac=" + n.MAC
-	}
-	if n.MTU != 0 {
-		device += ",host_mtu=" + strconv.Itoa(n.MTU)
 	}
 	l.add("-device", device)
 }
@@ -178,14 +176,18 @@ func validate(c vmm.Config) error {
 		return fmt.Errorf("%d virtual CPUs: at least 1 is needed", c.CPUs)
 	case c.MemoryMiB < 64:
 		return fmt.Errorf("%d MiB of memory: at least 64 are needed", c.MemoryMiB)
-	case c.NIC.MAC != "" && !regexp.MustCompile(`^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$`).MatchString(c.NIC.MAC):
-		return fmt.Errorf("MAC address %q is not six pairs of hexadecimal digits", c.NIC.MAC)
-	case c.NIC.MTU < 0 || c.NIC.MTU > 65535:
-		return fmt.Errorf("MTU %d is not between 0 and 65535", c.NIC.MTU)
+	case c.MachineType == "microvm" && len(c.NICs) > vmm.MicrovmNICs:
+		return fmt.Errorf("%d network devices: a microvm has room for %d; set hypervisor.machine_type to \"q35\" or \"auto\"", len(c.NICs), vmm.MicrovmNICs)
 	case c.Share != (vmm.Share{}) && (c.Share.Tag == "" || len(c.Share.Tag) > maxTag):
 		return fmt.Errorf("mount tag %q of the share does not have 1 to %d characters", c.Share.Tag, maxTag)
 	case c.VsockCID == 1 || c.VsockCID == 2 || c.VsockCID == 1<<32-1:
 		return fmt.Errorf("vsock context id %d is reserved", c.VsockCID)
+	}
+	mac := regexp.MustCompile(`^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$`)
+	for _, n := range c.NICs {
+		if n.MAC != "" && !mac.MatchString(n.MAC) {
+			return fmt.Errorf("MAC address %q is not six pairs of hexadecimal digits", n.MAC)
+		}
 	}
 	return nil
 }

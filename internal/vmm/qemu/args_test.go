@@ -15,7 +15,7 @@ func config() vmm.Config {
 		ID: "box", Dir: "/dir", Binary: "/usr/bin/qemu", MachineType: "q35", Accel: vmm.AccelTCG,
 		CPUs: 2, MemoryMiB: 512, Kernel: "/k/vmlinux", Initrd: "/k/initrd", KernelParams: "quiet",
 		Share: vmm.Share{Tag: "kata", Path: "/run/kata/box/shared,dir"},
-		NIC:   vmm.NIC{MAC: "02:00:00:00:00:01", MTU: 1400},
+		NICs:  []vmm.NIC{{MAC: "02:00:00:00:00:01"}},
 	}
 }
 
@@ -60,12 +60,14 @@ func TestArguments(t *testing.T) {
 -device virtio-scsi-pci,id=scsi
 -fsdev local,id=share,security_model=passthrough,multidevs=remap,path=/run/kata/box/shared,,dir
 -device virtio-9p-pci,fsdev=share,mount_tag=kata
--device virtio-net-pci,romfile=,mac=02:00:00:00:00:01,host_mtu=1400
+-device virtio-net-pci,romfile=,mac=02:00:00:00:00:01
 `},
 		{"microvm with everything", func(c *vmm.Config, b *backends) {
 			c.MachineType, c.Accel, c.VsockCID = "microvm", vmm.AccelKVM, 4711
 			c.Share = vmm.Share{Tag: "kata", Socket: "/dir/virtiofsd.sock"}
-			b.tap, b.vhostNet, b.vhostVsock, b.virtiofs = new(os.File), new(os.File), new(os.File), new(os.File)
+			b.vhostVsock, b.virtiofs = new(os.File), new(os.File)
+			c.NICs[0].Tap, c.NICs[0].VhostNet = new(os.File), new(os.File)
+			c.NICs = append(c.NICs, vmm.NIC{MAC: "02:00:00:00:00:02", Tap: new(os.File)})
 		}, `-M microvm,acpi=off,memory-backend=ram
 -global virtio-mmio.force-legacy=false
 -accel kvm
@@ -89,9 +91,11 @@ func TestArguments(t *testing.T) {
 -device virtio-scsi-device,id=scsi
 -chardev socket,id=share,fd=6
 -device vhost-user-fs-device,chardev=share,queue-size=1024,tag=kata
--netdev tap,id=net,fd=7,vhost=on,vhostfd=8
--device virtio-net-device,netdev=net,mac=02:00:00:00:00:01,host_mtu=1400
--device vhost-vsock-device,guest-cid=4711,vhostfd=9
+-netdev tap,id=net0,fd=7,vhost=on,vhostfd=8
+-device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01
+-netdev tap,id=net1,fd=9
+-device virtio-net-device,netdev=net1,mac=02:00:00:00:00:02
+-device vhost-vsock-device,guest-cid=4711,vhostfd=10
 `},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -137,8 +141,8 @@ func TestValidate(t *testing.T) {
 		"accelerator":        func(c *vmm.Config) { c.Accel = vmm.AccelAuto },
 		"no cpu":             func(c *vmm.Config) { c.CPUs = 0 },
 		"no memory":          func(c *vmm.Config) { c.MemoryMiB = 1 },
-		"mac with options":   func(c *vmm.Config) { c.NIC.MAC = "02:00:00:00:00:01,rombar=1" },
-		"mtu":                func(c *vmm.Config) { c.NIC.MTU = 65536 },
+		"mac with options":   func(c *vmm.Config) { c.NICs[0].MAC = "02:00:00:00:00:01,rombar=1" },
+		"full microvm":       func(c *vmm.Config) { c.MachineType, c.NICs = "microvm", make([]vmm.NIC, 3) },
 		"vsock of the host":  func(c *vmm.Config) { c.VsockCID = 2 },
 		"vsock of everybody": func(c *vmm.Config) { c.VsockCID = 1<<32 - 1 },
 		"share without tag":  func(c *vmm.Config) { c.Share.Tag = "" },

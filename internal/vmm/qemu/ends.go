@@ -20,7 +20,7 @@ type ends struct {
 // openEnds makes all connections and opens what the devices need. On error
 // nothing stays open.
 func openEnds(c vmm.Config) (*ends, error) {
-	e := &ends{theirs: backends{tap: c.NIC.Tap, vhostNet: c.NIC.VhostNet}}
+	e := &ends{}
 	if err := e.open(c); err != nil {
 		e.closeTheirs()
 		e.closeOurs()

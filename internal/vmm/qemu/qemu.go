@@ -113,8 +113,9 @@ func (m *Machine) start(ctx context.Context) error {
 		// Huge pages help a CPU that walks two levels of page tables; under
 		// emulation they only cost the time to clear them, 10% of a boot.
 		SmallPages: m.cfg.Accel == vmm.AccelTCG,
-		// Its network is the tap, which is open.
-		NoNetwork: true,
+		// Its network are the taps, which are open.
+		NoNetwork: m.cfg.NetNS == nil,
+		NetNS:     m.cfg.NetNS,
 	}
 	if m.cfg.Unprivileged {
 		command.KeepCaps = capabilities(m.cfg)

@@ -13,18 +13,18 @@ import (
 // out of that.
 func testTap(t *testing.T, d Driver) {
 	c := d.config(t)
-	c.NIC.Tap = openTap(t, "vmmtest0")
+	c.NICs[0].Tap = openTap(t, "vmmtest0")
 	if d.Capabilities.VhostNet {
 		f, err := os.OpenFile("/dev/vhost-net", os.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = f.Close() })
-		c.NIC.VhostNet = f
+		c.NICs[0].VhostNet = f
 	}
 	m, g := d.boot(t, c)
 	before := fromGuest(t, "vmmtest0")
-	g.ask(t, "linkup", c.NIC.MAC)
+	g.ask(t, "linkup", c.NICs[0].MAC)
 	// The guest's kernel sends neighbour discovery by itself when a link
 	// comes up; the host counts what comes out of the tap as received.
 	until(t, "a packet of the guest arrives", func() bool { return fromGuest(t, "vmmtest0") > before })

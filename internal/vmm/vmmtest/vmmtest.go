@@ -87,7 +87,7 @@ func (d Driver) config(t *testing.T) vmm.Config {
 	c.CPUs = 1
 	c.MemoryMiB = 256
 	c.Share = vmm.Share{Tag: "kata", Path: sharedDir(t)}
-	c.NIC = vmm.NIC{MAC: "02:00:00:12:34:56", MTU: 1450}
+	c.NICs = []vmm.NIC{{MAC: "02:00:00:12:34:56"}, {MAC: "02:00:00:12:34:57"}}
 	c.Unprivileged = true
 	return c
 }

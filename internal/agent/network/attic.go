@@ -1,0 +1,86 @@
+package network
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+
+	"github.com/seed-efd44b36/kata/internal/agent/rtnl"
+	"github.com/seed-efd44b36/kata/internal/thread"
+	"golang.org/x/sys/unix"
+)
+
+// attic is a network namespace for devices that have no interface, where nobody
+// sees them. It is made for the first one.
+type attic struct{ ns *os.File }
+
+func (a *attic) open() error {
+	if a.ns != nil {
+		return nil
+	}
+	err := thread.Run(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		var err error
+		a.ns, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("network namespace for spare devices: %w", err)
+	}
+	return nil
+}
+
+// atticName is the name of a device there.
+func atticName(device net.HardwareAddr) string { return "d" + hex.EncodeToString(device) }
+
+// put takes a device away, and all that it has with it.
+func (a *attic) put(index int, device net.HardwareAddr) error {
+	if err := a.open(); err != nil {
+		return err
+	}
+	if err := rtnl.SetUp(index, false); err != nil {
+		return fmt.Errorf("take down: %w", err)
+	}
+	if err := rtnl.SetMAC(index, device); err != nil {
+		return fmt.Errorf("set hardware address %v: %w", device, err)
+	}
+	if err := rtnl.Move(index, a.ns, atticName(device)); err != nil {
+		return fmt.Errorf("move out of sight: %w", err)
+	}
+	return nil
+}
+
+// take brings a device back, if it is there.
+func (a *attic) take(device net.HardwareAddr) error {
+	if a.ns == nil {
+		return nil
+	}
+	here, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer here.Close()
+	err = thread.Run(func() error {
+		if err := unix.Setns(int(a.ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace: %w", err)
+		}
+		links, err := rtnl.Links()
+		if err != nil {
+			return err
+		}
+		name := atticName(device)
+		at := slices.IndexFunc(links, func(l rtnl.Link) bool { return l.Name == name })
+		if at < 0 {
+			return nil
+		}
+		return rtnl.Move(links[at].Index, here, name)
+	})
+	if err != nil {
+		return fmt.Errorf("bring device %v back: %w", device, err)
+	}
+	return nil
+}

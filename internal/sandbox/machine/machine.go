@@ -1,0 +1,64 @@
+// Package machine resolves what the configuration leaves open about a virtual
+// machine, by what the host has and the guest's kernel can do. Devices that belong
+// to a sandbox, share and network, are the sandbox's to add.
+package machine
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"os"
+
+	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/guestimage"
+	"github.com/seed-efd44b36/kata/internal/resources"
+	"github.com/seed-efd44b36/kata/internal/vmm"
+)
+
+// Config describes a machine of the size, without share and network.
+func Config(h config.Hypervisor, img guestimage.Image, accel vmm.Accel, size resources.VM) (vmm.Config, error) {
+	cfg := vmm.Config{
+		Binary: h.Path, MachineType: h.MachineType, Accel: accel, CPUs: size.CPUs, MemoryMiB: size.MemoryMiB,
+		Kernel: img.Kernel.VMLinux, Initrd: img.Initrd,
+		KernelParams: guestimage.KernelParams(img.Kernel, accel == vmm.AccelTCG),
+	}
+	if h.KernelParams != "" {
+		cfg.KernelParams += " " + h.KernelParams
+	}
+	if Use(h.Vsock, "/dev/vhost-vsock") {
+		var b [4]byte
+		if _, err := rand.Read(b[:]); err != nil {
+			return cfg, fmt.Errorf("vsock context id: %w", err)
+		}
+		// 0 to 2 are reserved; the top bit stays clear.
+		cfg.VsockCID = binary.NativeEndian.Uint32(b[:])&0x7fffffff | 0x100
+		cfg.KernelParams += " kata.link=vsock"
+	}
+	return cfg, nil
+}
+
+// Type resolves the machine type "auto": microvm where the kernel knows it and
+// all network devices find room.
+func Type(setting string, k guestimage.Kernel, nics int) string {
+	switch {
+	case setting != "auto":
+		return setting
+	case k.Microvm && nics <= vmm.MicrovmNICs:
+		return "microvm"
+	default:
+		return "q35"
+	}
+}
+
+// Use decides on a setting of "auto", "on" or "off" for a device of the host: auto
+// takes it when it is there.
+func Use(setting, path string) bool {
+	switch setting {
+	case "on":
+		return true
+	case "off":
+		return false
+	}
+	_, err := os.Stat(path)
+	return err == nil
+}

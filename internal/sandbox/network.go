@@ -1,0 +1,92 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/network"
+	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
+	"github.com/seed-efd44b36/kata/internal/vmm"
+)
+
+const (
+	// nics is how many network devices a machine with a network has at least.
+	nics = 1
+	// lateNICs is the same where the engine fills the namespace later, with more
+	// than one interface perhaps.
+	lateNICs = 2
+)
+
+// joint is where a namespace of the host and the guest's network meet.
+type joint struct {
+	*network.Attachment
+
+	settle  sync.Once
+	settled error // valid after settle
+}
+
+// attachNetwork joins the namespace to the devices of the machine to be.
+func (s *Sandbox) attachNetwork(ctx context.Context, o BootOptions, cfg *vmm.Config) error {
+	if o.NetNS == "" {
+		cfg.NICs = []vmm.NIC{{}}
+		return nil
+	}
+	defer s.trace.Begin("network")()
+	least := nics
+	if o.LateNetwork {
+		least = lateNICs
+	}
+	at, err := network.Attach(ctx, o.NetNS, least)
+	if err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	s.undo.Push("network", func(context.Context) error { return at.Close() })
+	s.joint = &joint{Attachment: at}
+	if o.LateNetwork {
+		cfg.NetNS = at.Namespace()
+	}
+	vhost := machine.Use(s.conf.Hypervisor.VhostNet, "/dev/vhost-net")
+	for _, n := range at.NICs() {
+		nic := vmm.NIC{MAC: n.MAC, Tap: n.Tap}
+		if vhost {
+			if nic.VhostNet, err = os.OpenFile("/dev/vhost-net", os.O_RDWR, 0); err != nil {
+				return fmt.Errorf("vhost-net: %w", err)
+			}
+			s.undo.Push("vhost-net", func(context.Context) error { return nic.VhostNet.Close() })
+		}
+		cfg.NICs = append(cfg.NICs, nic)
+	}
+	return nil
+}
+
+// settleNetwork is called before a container starts. The first time it passes on
+// what has come into the namespace since the boot; what changes afterwards is
+// passed on until the sandbox ends.
+func (s *Sandbox) settleNetwork(ctx context.Context) error {
+	j := s.joint
+	if j == nil {
+		return nil
+	}
+	j.settle.Do(func() {
+		f, err := j.Follow(ctx, s.tellNetwork, s.log)
+		if err != nil {
+			j.settled = fmt.Errorf("network: %w", err)
+			return
+		}
+		s.undo.Push("watch of the network", func(context.Context) error { return f.Close() })
+	})
+	return j.settled
+}
+
+func (s *Sandbox) tellNetwork(ctx context.Context, nw *agentv1.Network) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := s.agent.UpdateNetwork(ctx, &agentv1.UpdateNetworkRequest{Network: nw})
+	if s.isDead() {
+		return nil // and nobody will miss it
+	}
+	return fromGuest(err, false)
+}
