@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -110,6 +112,34 @@ func TestShow(t *testing.T) {
 	if err != nil || out.Len() < maxLine || out.Len() > maxLine+10 {
 		t.Errorf("a line without an end: %d bytes, %v", out.Len(), err)
 	}
+}
+
+// FuzzShow: whatever a guest writes, and in whatever pieces it comes, nothing acts
+// on the terminal and no line is endless.
+func FuzzShow(f *testing.F) {
+	f.Add([]byte("\x1bc\x1b[?7lSeaBIOS\r\n"), 3)
+	f.Add([]byte("[    0.0] Linux\n\xff\xc2\x9b31m\u2028\n"), 1)
+	f.Add(bytes.Repeat([]byte("x"), 2*maxLine+1), maxLine)
+	f.Add([]byte{}, 0)
+	f.Fuzz(func(t *testing.T, text []byte, piece int) {
+		var out bytes.Buffer
+		rest := text
+		err := show(t.Context(), &out, false, func(context.Context) ([]byte, bool, error) { return rest, true, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &lines{out: &out}
+		for piece = min(max(piece, 1), maxLine); len(rest) > 0; rest = rest[min(piece, len(rest)):] {
+			w.write(rest[:min(piece, len(rest))])
+		}
+		w.end()
+		for line := range strings.Lines(out.String()) {
+			line = strings.TrimSuffix(line, "\n")
+			if i := strings.IndexFunc(line, unicode.IsControl); i >= 0 || !utf8.ValidString(line) || len(line) > maxLine+len("…") {
+				t.Errorf("%d bytes, a control character at %d: %.200q", len(line), i, line)
+			}
+		}
+	})
 }
 
 func TestLastLines(t *testing.T) {

@@ -112,6 +112,9 @@ func TestFaults(t *testing.T) {
 				if err := end(); err != nil {
 					t.Fatal(err)
 				}
+				if c.runtime == "kata" {
+					want(t, "an operator's exec without containerd", operated(t, "exec", p.id, "echo", "alone"), "alone")
+				}
 				if err := c.Start(context.WithoutCancel(t.Context())); err != nil {
 					t.Fatal(err)
 				}
