@@ -102,6 +102,17 @@ func TestBlockRootfs(t *testing.T) {
 			}
 			want(t, "exec", c.exec(t, nil, id, nil, "sh", "-c", "echo x >/new; cat /new").out, "x\n")
 		})
+		t.Run("damaged", func(t *testing.T) {
+			id := newID(t)
+			c.must(t, "containers", "create", "--runtime", c.shim, "--snapshotter", "blockfile", busybox, id, "true")
+			t.Cleanup(func() { c.remove(t, id) })
+			// The latest snapshot is the container's.
+			image := sh(t, "ls -t "+d.Root+"/io.containerd.snapshotter.v1.blockfile/snapshots/* | head -n 1")
+			sh(t, "dd if=/dev/zero of="+image+" bs=64k count=1 conv=notrunc status=none")
+			if r := c.do(t, "tasks", "start", "--fifo-dir", c.Fifos, id); r.code == 0 || !strings.Contains(r.errOut, "mount") {
+				t.Errorf("got %+v, want an error about the mount", r)
+			}
+		})
 		t.Run("pod", func(t *testing.T) {
 			p := c.runPod(t, nil)
 			first, second := p.sleeper(t, "first"), p.sleeper(t, "second")

@@ -71,6 +71,9 @@ func mount(ctx context.Context, modules *module.Set, s *agentv1.Storage) error {
 	if errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("the guest has no file system %s, only ext4, erofs and what its kernel has built in: %w", fstype, err)
 	}
+	if errors.Is(err, unix.EINVAL) && s.GetDriver() == "block" {
+		return fmt.Errorf("there is no file system %s on it, or it is damaged: %w", fstype, err)
+	}
 	return err
 }
 
