@@ -43,7 +43,7 @@ func images(ctx context.Context) (map[string]image, error) {
 	// The suites know some users by the numbers that they have everywhere.
 	const passwd = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nsys:x:3:3:sys:/dev:/bin/false\n" +
 		"www-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"
-	const group = "root:x:0:\ndaemon:x:1:\nsys:x:3:\nwww-data:x:33:\nnogroup:x:65534:\n"
+	const group = "root:x:0:\ndaemon:x:1:\nsys:x:3:\nwheel:x:10:root\nwww-data:x:33:\nnogroup:x:65534:\n"
 	busybox, err := derive(base["busybox"], v1.Config{}, entry{name: "etc/passwd", data: passwd}, entry{name: "etc/group", data: group})
 	if err != nil {
 		return nil, err

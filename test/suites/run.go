@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,7 +54,7 @@ func (r *runner) compare(ctx context.Context) (map[string]pair, error) {
 		if err != nil {
 			return nil, err
 		}
-		if b.any(failed) && !r.listed(b) {
+		if !r.settled(a, b) {
 			again, err := r.run(ctx, ours, name)
 			if err != nil {
 				return nil, err
@@ -77,15 +76,13 @@ func (r *runner) compare(ctx context.Context) (map[string]pair, error) {
 	return all, nil
 }
 
-// listed reports whether all that failed has a reason.
-func (r *runner) listed(got results) bool {
-	for name, o := range got {
-		parent := slices.ContainsFunc(slices.Collect(maps.Keys(got)), func(other string) bool { return strings.HasPrefix(other, name+"/") })
-		if o == failed && !parent && listedAs(r.reasons, name) == "" {
-			return false
-		}
+// settled reports whether a second try with ours would tell nothing new.
+func (r *runner) settled(reference, ours results) bool {
+	all := make(map[string]pair)
+	for name, o := range reference {
+		all[name] = pair{reference: o, ours: ours[name]}
 	}
-	return true
+	return len(judge(all, r.reasons, false).broken) == 0
 }
 
 func (r *runner) say(i, n int, name string, a, b results) {

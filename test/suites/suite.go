@@ -42,5 +42,5 @@ type runtime struct {
 // runtimes returns the one that tells what can pass on this machine, and ours.
 func runtimes() (reference, ours runtime) {
 	return runtime{name: "runc", shim: "io.containerd.runc.v2", most: 3 * time.Minute},
-		runtime{name: "kata", shim: "io.containerd.kata.v2", most: 5 * time.Minute}
+		runtime{name: "kata", shim: "io.containerd.kata.v2", most: 12 * time.Minute}
 }
