@@ -97,12 +97,15 @@ func (t *translation) namespaces(l *specs.Linux) {
 			t.invalid("linux.namespaces", "there is no type %q", string(ns.Type))
 		}
 	}
-	for typ, option := range map[specs.LinuxNamespaceType]string{
-		specs.PIDNamespace: "host's processes", specs.IPCNamespace: "host's IPC", specs.UTSNamespace: "host's name",
-		specs.NetworkNamespace: "host's network", specs.MountNamespace: "host's mounts",
+	for _, need := range []struct {
+		typ   specs.LinuxNamespaceType
+		hosts string // what of the host's the container would use without it
+	}{
+		{specs.NetworkNamespace, "network"}, {specs.PIDNamespace, "processes"}, {specs.IPCNamespace, "IPC"},
+		{specs.UTSNamespace, "name"}, {specs.MountNamespace, "mounts"},
 	} {
-		if !seen[typ] {
-			t.refuse("linux.namespaces", "without a %q namespace the container would use the "+option+", which a virtual machine cannot", string(typ))
+		if !seen[need.typ] {
+			t.refuse("linux.namespaces", "without a %q namespace the container would use the host's "+need.hosts+", which a virtual machine cannot", string(need.typ))
 		}
 	}
 	// On a host with version 1, engines ask for none, and the runtime shows the
