@@ -101,8 +101,11 @@ func (t *translation) namespaces(l *specs.Linux) {
 		typ   specs.LinuxNamespaceType
 		hosts string // what of the host's the container would use without it
 	}{
-		{specs.NetworkNamespace, "network"}, {specs.PIDNamespace, "processes"}, {specs.IPCNamespace, "IPC"},
-		{specs.UTSNamespace, "name"}, {specs.MountNamespace, "mounts"},
+		{specs.NetworkNamespace, "network"},
+		{specs.PIDNamespace, "processes"},
+		{specs.IPCNamespace, "IPC"},
+		{specs.UTSNamespace, "name"},
+		{specs.MountNamespace, "mounts"},
 	} {
 		if !seen[need.typ] {
 			t.refuse("linux.namespaces", "without a %q namespace the container would use the host's "+need.hosts+", which a virtual machine cannot", string(need.typ))
