@@ -118,6 +118,12 @@ func settle(dir string) error {
 		{source: filepath.Join(dir, "lib"), target: "/var/lib", flags: unix.MS_BIND},
 		{source: filepath.Join(dir, "opt"), target: "/opt", flags: unix.MS_BIND},
 		{source: filepath.Join(dir, "tmp"), target: "/var/tmp", flags: unix.MS_BIND},
+		{source: "overlay", target: "/etc", kind: "overlay", data: fmt.Sprintf("lowerdir=/etc,upperdir=%[1]s/etc,workdir=%[1]s/work", dir)},
+	}
+	for _, d := range []string{"etc", "work"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
 	}
 	for _, s := range steps {
 		if s.flags == unix.MS_BIND {

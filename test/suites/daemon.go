@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -80,40 +82,42 @@ func (d *daemon) stop() {
 }
 
 // configure writes containerd's configuration: that of the suite's own script,
-// and what this machine needs. kata puts itself in, as for a user.
+// and what this machine needs. Some tests start a containerd themselves: one
+// without a configuration gets the same, but for NRI, whose socket is taken.
 func (r *runner) configure(ctx context.Context, rt runtime) (string, error) {
-	dirs := map[string]string{}
-	for _, name := range []string{"net.d", "failpoint-net.d"} {
-		dirs[name] = filepath.Join(r.dir, name)
-		if err := os.MkdirAll(dirs[name], 0o755); err != nil {
+	failing := filepath.Join(r.dir, "failpoint-net.d")
+	for dir, plugin := range map[string]string{usualNetworks: "bridge", failing: "cni-bridge-fp"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "10-net.conflist"), fmt.Appendf(nil, networks, plugin, plugin), 0o644); err != nil {
 			return "", err
 		}
 	}
-	for name, plugin := range map[string]string{"net.d": "bridge", "failpoint-net.d": "cni-bridge-fp"} {
-		if err := os.WriteFile(filepath.Join(dirs[name], "10-net.conflist"), fmt.Appendf(nil, networks, name, plugin), 0o644); err != nil {
-			return "", err
-		}
+	if err := r.linkPlugins(); err != nil {
+		return "", err
 	}
-	// The plugins of Debian and those of the suite, in one directory.
-	plugins := filepath.Join(r.dir, "cni")
-	if _, err := os.Stat(plugins); err != nil {
-		if err := os.MkdirAll(plugins, 0o755); err != nil {
-			return "", err
-		}
-		for _, pattern := range []string{"/usr/lib/cni/*", filepath.Join(r.programs.tests, "*-fp"), filepath.Join(r.programs.tests, "loopback-v2")} {
-			found, err := filepath.Glob(pattern)
-			if err != nil {
-				return "", err
-			}
-			for _, f := range found {
-				if err := os.Symlink(f, filepath.Join(plugins, filepath.Base(f))); err != nil {
-					return "", err
-				}
-			}
-		}
+	runtimes := fmt.Sprintf(criConfig, rt.name, failing)
+	config, err := r.install(ctx, "config.toml", fmt.Sprintf(nriConfig, nriSocket)+runtimes)
+	if err != nil {
+		return "", err
 	}
-	config := filepath.Join(r.dir, "config-"+rt.name+".toml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, criConfig, nriSocket, plugins, dirs["net.d"], rt.name, dirs["failpoint-net.d"]), 0o600); err != nil {
+	defaults, err := r.install(ctx, "defaults.toml", runtimes)
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(r.dir, "bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return "", err
+	}
+	script := fmt.Sprintf(startContainerd, defaults, filepath.Join(r.programs.release.Dir, "containerd"))
+	return config, os.WriteFile(filepath.Join(bin, "containerd"), []byte(script), 0o755)
+}
+
+// install writes a configuration, and kata puts itself in, as for a user.
+func (r *runner) install(ctx context.Context, name, text string) (string, error) {
+	config := filepath.Join(r.dir, name)
+	if err := os.WriteFile(config, []byte("version = 3\n"+text), 0o600); err != nil {
 		return "", err
 	}
 	result, err := r.env.Run(ctx, nil, "kata", "install", "containerd", "--config", config)
@@ -126,6 +130,42 @@ func (r *runner) configure(ctx context.Context, rt runtime) (string, error) {
 	return config, nil
 }
 
+// linkPlugins puts the CNI plugins of Debian and those of the suite where
+// containerd looks for them.
+func (r *runner) linkPlugins() error {
+	if err := os.MkdirAll(usualPlugins, 0o755); err != nil {
+		return err
+	}
+	for _, pattern := range []string{"/usr/lib/cni/*", filepath.Join(r.programs.tests, "*-fp"), filepath.Join(r.programs.tests, "loopback-v2")} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, f := range found {
+			if err := os.Symlink(f, filepath.Join(usualPlugins, filepath.Base(f))); err != nil && !errors.Is(err, fs.ErrExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Where containerd looks when it is not told; both are not the host's.
+const (
+	usualNetworks = "/etc/cni/net.d"
+	usualPlugins  = "/opt/cni/bin"
+)
+
+// startContainerd is a script that stands for containerd: the defaults, and the
+// program.
+const startContainerd = `#!/bin/sh
+for arg; do
+	if [ "$before" = --config ] && [ ! -s "$arg" ]; then cp %q "$arg"; fi
+	before=$arg
+done
+exec %q "$@"
+`
+
 // networks is a list of CNI plugins: its name, and the plugin that makes the
 // bridge.
 const networks = `{ "cniVersion": "1.0.0", "name": "%s", "plugins": [
@@ -137,15 +177,16 @@ const networks = `{ "cniVersion": "1.0.0", "name": "%s", "plugins": [
   { "type": "portmap", "capabilities": { "portMappings": true } } ] }
 `
 
-// criConfig is containerd's configuration: the socket of NRI, the directory of
-// plugins and of their lists, the default runtime, and the lists of the runtime
-// that fails where a test says.
-const criConfig = `version = 3
-[plugins."io.containerd.nri.v1.nri"]
+// nriConfig has the socket of NRI.
+const nriConfig = `[plugins."io.containerd.nri.v1.nri"]
   disable = false
   socket_path = %q
   plugin_path = "/no/pre-launched/nri/plugins"
-[plugins."io.containerd.snapshotter.v1.overlayfs"]
+`
+
+// criConfig has the default runtime, and the list of networks of the runtime
+// that fails where a test says.
+const criConfig = `[plugins."io.containerd.snapshotter.v1.overlayfs"]
   slow_chown = true
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "registry.k8s.io/pause:3.10.2"
@@ -154,9 +195,6 @@ const criConfig = `version = 3
   enable_unprivileged_ports = true
   enable_unprivileged_icmp = true
   restrict_oom_score_adj = true
-  [plugins."io.containerd.cri.v1.runtime".cni]
-    bin_dirs = [%q]
-    conf_dir = %q
   [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = %q
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]

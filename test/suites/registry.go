@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/big"
 	"net"
@@ -22,7 +23,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	registries "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"golang.org/x/sys/unix"
 )
 
 // registry answers for the registries whose images the suites use.
@@ -52,7 +52,7 @@ func startRegistry(ctx context.Context, dir string) (*registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := leadHere(filepath.Join(dir, "hosts"), hosts); err != nil {
+	if err := leadHere(hosts); err != nil {
 		return nil, err
 	}
 	listener, err := tls.Listen("tcp", "127.0.0.1:443", &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12})
@@ -98,21 +98,19 @@ func (r *registry) certify(hosts map[string]bool) (tls.Certificate, error) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 }
 
-// leadHere makes the names of the hosts those of the loopback device, in this
-// namespace of mounts.
-func leadHere(file string, hosts map[string]bool) error {
+// leadHere makes the names of the hosts those of the loopback device.
+func leadHere(hosts map[string]bool) error {
 	var text strings.Builder
 	text.WriteString("127.0.0.1 localhost\n::1 localhost\n")
 	for h := range hosts {
 		fmt.Fprintln(&text, "127.0.0.1", h)
 	}
-	if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
+	// Not the host's: see settle. It may be a link to what is not there.
+	const file = "/etc/hosts"
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := unix.Mount(file, "/etc/hosts", "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount /etc/hosts: %w", err)
-	}
-	return nil
+	return os.WriteFile(file, []byte(text.String()), 0o644)
 }
 
 // fill puts the images into the registry, and writes the list. Names of images

@@ -165,7 +165,7 @@ func (r *runner) start(ctx context.Context, rt runtime, name string, args ...str
 
 // environment is that of containerd and of the suites.
 func (r *runner) environment(more ...string) []string {
-	path := strings.Join([]string{r.programs.release.Dir, r.programs.tests, r.env.Bin, os.Getenv("PATH")}, ":")
+	path := strings.Join([]string{filepath.Join(r.dir, "bin"), r.programs.release.Dir, r.programs.tests, r.env.Bin, os.Getenv("PATH")}, ":")
 	return append(append(os.Environ(), "PATH="+path, "SSL_CERT_FILE="+r.registry.certificate, "KATA_CONF_FILE="+r.env.Config), more...)
 }
 
@@ -191,7 +191,7 @@ func clean(dir string) error {
 			_ = unix.Unmount(t, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // a parent may have taken it along
 		}
 	}
-	for _, pattern := range []string{"/run/netns/*", "/run/containerd*", "/run/kata-*/s/*", "/run/runc*", "/var/lib/*", "/opt/*"} {
+	for _, pattern := range []string{"/run/netns/*", "/run/containerd*", "/run/kata-*/s/*", "/run/runc*", "/var/lib/*", "/opt/containerd"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			return err
