@@ -40,12 +40,13 @@ func TestJudge(t *testing.T) {
 		"ExceptedPart/bad":  {passed, failed},
 		"ExceptedPart/good": {passed, passed},
 		"Recovered":         {passed, passed},
+		"Race":              {passed, passed},
 		"ListedNotOurs":     {failed, ""},
 	}
-	reasons := map[string]string{"Excepted": "r", "ExceptedPart/bad": "r", "Recovered": "r", "ListedNotOurs": "r", "Gone": "r"}
+	reasons := map[string]string{"Excepted": "r", "ExceptedPart/bad": "r", "Recovered": "r", "Race": slow + "it loses", "ListedNotOurs": "r", "Gone": "r"}
 	got := judge(all, reasons, true)
 	want := report{
-		both:      []string{"AfterParts/good", "Both", "ExceptedPart/good", "Late", "Parts/good", "Recovered"},
+		both:      []string{"AfterParts/good", "Both", "ExceptedPart/good", "Late", "Parts/good", "Race", "Recovered"},
 		late:      []string{"Late"},
 		notOurs:   []string{"ListedNotOurs", "NotOurs", "Skipped"},
 		broken:    []string{"AfterParts", "Broken", "NeverBegan/part", "Parts/bad"},
@@ -65,7 +66,7 @@ func TestJudge(t *testing.T) {
 	}
 	var said strings.Builder
 	got.print(&said, "s")
-	for _, want := range []string{"suite s: 6 tests pass", "  Excepted/one: r\n", "  Parts/bad\n"} {
+	for _, want := range []string{"suite s: 7 tests pass", "  Excepted/one: r\n", "  Parts/bad\n"} {
 		if !strings.Contains(said.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, &said)
 		}
