@@ -275,6 +275,7 @@ func (p *process) follow() {
 	if e.OOMKilled && p.id == "" {
 		p.c.outOfMemory()
 	}
+	p.endOutputs()
 	id := p.id
 	if id == "" {
 		id = p.c.id

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -25,6 +26,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/sandbox/sandboxtest"
 	"github.com/seed-efd44b36/kata/internal/shim/controller"
@@ -435,12 +437,35 @@ func TestSlowStart(t *testing.T) {
 	s.Machine.End(sandboxtest.ErrKilled)
 }
 
-// TestMachineDies: everything ends with a reason, and can still be asked for.
+// TestMachineDies: everything ends with a reason, which is told in the outputs and to
+// the kubelet, and can still be asked for.
 func TestMachineDies(t *testing.T) {
 	t.Parallel()
 	s := serveShim(t, nil)
-	s.started(t, "c")
-	if err := s.execProcess(t, "c", "e"); err != nil {
+	s.guest.Stdio = func(st link.Stream, _ link.Header) { // until the link is lost
+		_, _ = io.Copy(io.Discard, st)
+		_ = st.Close()
+	}
+	file := func(name string) string {
+		path := filepath.Join(s.Dir, name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	said := file("termination-log")
+	outputs := map[string]string{"c": file("c.err"), "e": file("e.err")}
+	if _, err := s.client.Create(t.Context(), &task.CreateTaskRequest{ID: "c", Stderr: "file://" + outputs["c"], Bundle: s.Bundle(t, "c", func(sp *specs.Spec) {
+		sp.Mounts = append(sp.Mounts, specs.Mount{Destination: "/dev/termination-log", Type: "bind", Source: said, Options: []string{"bind"}})
+	})}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.client.Start(t.Context(), &task.StartRequest{ID: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.client.Exec(t.Context(), &task.ExecProcessRequest{
+		ID: "c", ExecID: "e", Stderr: "file://" + outputs["e"], Spec: &anypb.Any{Value: []byte(`{"args":["sh"],"cwd":"/"}`)},
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.client.Start(t.Context(), &task.StartRequest{ID: "c", ExecID: "e"}); err != nil {
@@ -450,6 +475,12 @@ func TestMachineDies(t *testing.T) {
 	s.wait(t, []string{
 		"/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started", "/tasks/exit e", "/tasks/exit c",
 	})
+	for _, path := range []string{said, outputs["c"], outputs["e"]} {
+		b, err := os.ReadFile(path)
+		if text := string(b); err != nil || strings.Count(text, "\n") != 1 || !strings.HasPrefix(text, "kata: the virtual machine died: ") {
+			t.Errorf("%s has %q, %v", path, text, err)
+		}
+	}
 	r, err := s.client.State(t.Context(), &task.StateRequest{ID: "c"})
 	if err != nil || r.GetStatus() != tasktypes.Status_STOPPED || r.GetExitStatus() != 255 {
 		t.Errorf("State: %v, %v; want stopped with 255", r, err)

@@ -162,15 +162,47 @@ func TestFaults(t *testing.T) {
 		if c.runtime == "runc" {
 			return
 		}
-		t.Run("virtual machine", func(t *testing.T) {
-			p := c.runPod(t, nil)
-			id := p.sleeper(t, "main")
-			if err := unix.Kill(machine(t, p.shim(t)), unix.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-			s := p.ends(t, id)
-			t.Logf("exit code %d, reason %q, message %q", s.ExitCode, s.Reason, s.Message)
-		})
+		// A pod whose machine is gone says why: in the log of its containers, and
+		// where the kubelet looks for the last words of one.
+		for _, fault := range []struct {
+			name string
+			end  func(t *testing.T, p *pod, id string)
+			want string
+		}{
+			{"virtual machine", func(t *testing.T, p *pod, _ string) {
+				if err := unix.Kill(machine(t, p.shim(t)), unix.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+			}, "kata: the virtual machine died: qemu ended: killed by signal 9 (killed)"},
+			{"kernel", func(t *testing.T, p *pod, id string) {
+				_, err := p.ExecSync(t.Context(), &runtime.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "echo c >/proc/sysrq-trigger"}, Timeout: 60})
+				t.Logf("the exec: %v", err)
+			}, `kata: the virtual machine died: the guest's kernel panicked: "sysrq triggered crash"`},
+		} {
+			t.Run(fault.name, func(t *testing.T) {
+				p := c.runPod(t, func(config *runtime.PodSandboxConfig) { config.Linux.SecurityContext.Privileged = true })
+				message := filepath.Join(p.dir, "message")
+				if err := os.WriteFile(message, nil, 0o666); err != nil {
+					t.Fatal(err)
+				}
+				config := containerConfig("main", "sh", "-c", "echo started; sleep 10000")
+				config.Linux.SecurityContext.Privileged = true
+				config.Mounts = []*runtime.Mount{{HostPath: message, ContainerPath: "/dev/termination-log"}}
+				id := p.start(t, config)
+				harness.Poll(t, "it has begun", func() bool { return p.log(t, "main.log") == "started" })
+				fault.end(t, p, id)
+				s := p.ends(t, id)
+				if s.ExitCode != 255 {
+					t.Errorf("exit code %d, want 255", s.ExitCode)
+				}
+				want(t, "log", p.log(t, "main.log"), "started\n"+fault.want)
+				b, err := os.ReadFile(message)
+				want(t, "termination message", string(b), fault.want+"\n")
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
 	})
 }
 

@@ -1,6 +1,7 @@
 // Package failure tells why a sandbox did not start, whole: what failed, how the
-// VMM ended, what it and the guest's console said last, and what to do next. It
-// is pure; much of what it is given is the guest's word.
+// VMM ended, what it and the guest's console said last, and what to do next; and
+// in a line, why one ended. It is pure; much of what it is given is the guest's
+// word.
 package failure
 
 import (
@@ -31,6 +32,19 @@ var remedies = []struct{ word, step string }{ //nolint:gochecknoglobals // a con
 	{"Cannot allocate memory", "free memory, or ask for less: the memory limit (-m) if one is given, else hypervisor.default_memory"},
 	{"No space left", "free space on the file system of runtime.cache_dir and state_dir"},
 	{"no such file", "run `kata-runtime check` to see which part is missing"},
+}
+
+// maxLine bounds Line, in bytes.
+const maxLine = 400
+
+// Line tells in one line why a sandbox ended, for where there is no room for more.
+func Line(why error) string {
+	line, _, _ := strings.Cut(why.Error(), "\n")
+	line = printable.Text(strings.ReplaceAll(line, vmm.ErrGone.Error()+": ", ""), maxLine)
+	if strings.Contains(line, "kernel panicked") && strings.Contains(line, "memory") {
+		line += "; if that was too little, raise the memory limits of the pod"
+	}
+	return line
 }
 
 // Error makes an error of it.

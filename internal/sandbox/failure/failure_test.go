@@ -31,3 +31,19 @@ func TestPanicIsTheCause(t *testing.T) {
 		})
 	}
 }
+
+func TestLine(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ why, want string }{
+		{"the virtual machine died: virtual machine is gone: qemu ended: signal 9\nthe guest's console:\n  x", "the virtual machine died: qemu ended: signal 9"},
+		{"the virtual machine died: the guest's kernel panicked: \"no init\x1b[2J\"", "the virtual machine died: the guest's kernel panicked: \"no init [2J\""},
+		{
+			"the guest's kernel panicked: \"System is deadlocked on memory\"",
+			"the guest's kernel panicked: \"System is deadlocked on memory\"; if that was too little, raise the memory limits of the pod",
+		},
+	} {
+		if got := Line(errors.New(tt.why)); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}

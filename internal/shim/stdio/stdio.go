@@ -7,7 +7,7 @@
 // process notices neither the end of its reader, which it waits for instead,
 // nor that of its writer, until the client says that the input is over.
 //
-// Life cycle: Open -> Join -> Drain -> Close. The shim calls it. Names come from
+// Life cycle: Open -> Join -> End -> Drain -> Close. The shim calls it. Names come from
 // containerd, which root controls; bytes are only carried.
 package stdio
 
@@ -27,6 +27,9 @@ import (
 	"github.com/seed-efd44b36/kata/internal/thread"
 	"golang.org/x/sys/unix"
 )
+
+// lastWords bounds how long the last line may take.
+const lastWords = 2 * time.Second
 
 // Options name what a process is to be joined with. An empty name is none.
 type Options struct {
@@ -49,12 +52,16 @@ type Set struct {
 	out  [3]io.WriteCloser // 1 and 2; nil for none
 	done func() error      // ends what is behind the outputs; nil for nothing
 
+	newline string
+
 	outputs  sync.WaitGroup // the pumps of the outputs
 	drained  chan struct{}  // closed when they have ended
 	feeding  sync.WaitGroup // the pump of the input
 	progress atomic.Uint64  // bytes of output that were carried
 
 	mu      sync.Mutex
+	ended   bool          // guarded by mu: the process has, and nothing is to be added
+	lost    []int         // guarded by mu: outputs whose guest's side has gone without an end
 	over    bool          // guarded by mu: the client says that the input is
 	keeper  *os.File      // guarded by mu: holds the input open until then
 	streams []link.Stream // guarded by mu: the guest's side
@@ -66,7 +73,7 @@ type Set struct {
 // The input waits for Join: a client whose input is short sees it taken and
 // over, and says so, before it has got an answer about the process and could.
 func Open(ctx context.Context, o Options) (_ *Set, err error) {
-	s := &Set{mounts: o.Mounts, drained: make(chan struct{})}
+	s := &Set{mounts: o.Mounts, drained: make(chan struct{}), newline: "\n"}
 	defer func() {
 		if err != nil {
 			close(s.drained)
@@ -74,7 +81,7 @@ func Open(ctx context.Context, o Options) (_ *Set, err error) {
 		}
 	}()
 	if o.Terminal {
-		o.Stderr = ""
+		o.Stderr, s.newline = "", "\r\n"
 	}
 	if o.Stdin != "" {
 		if s.input, err = plainPath(o.Stdin); err != nil {
@@ -242,7 +249,7 @@ func (s *Set) Join(ctx context.Context, open func(ctx context.Context, fd int) (
 		if fd == 0 {
 			s.feeding.Go(func() { s.pumpInput(st) })
 		} else {
-			s.outputs.Go(func() { s.pumpOutput(s.out[fd], st) })
+			s.outputs.Go(func() { s.pumpOutput(fd, st) })
 		}
 	}
 	// Ends with the outputs, which Close ends.
@@ -258,25 +265,89 @@ func (s *Set) pumpInput(guest link.Stream) {
 	_ = guest.CloseWrite() // an error says that the process has gone
 }
 
-func (s *Set) pumpOutput(host io.WriteCloser, guest link.Stream) {
+func (s *Set) pumpOutput(fd int, guest link.Stream) {
 	defer guest.Close()
-	w := &counter{w: host, n: &s.progress}
-	if _, err := link.Copy(w, guest); err != nil && !link.IsClosed(err) {
+	w := &counter{w: s.out[fd], n: &s.progress}
+	_, err := link.Copy(w, guest)
+	if err != nil && w.err == nil {
+		s.lose(fd)
+		return
+	}
+	if err != nil && !link.IsClosed(err) {
 		// A full disk must not stop the process.
 		_, _ = io.Copy(io.Discard, guest)
 	}
-	_ = host.Close()
+	_ = s.out[fd].Close()
+}
+
+// lose is told that nothing more comes from the guest, which has not said that it is
+// over: End may have something to add.
+func (s *Set) lose(fd int) {
+	s.mu.Lock()
+	s.lost = append(s.lost, fd)
+	ended := s.ended
+	s.mu.Unlock()
+	if ended {
+		_ = s.out[fd].Close()
+	}
+}
+
+// End is told that the process has ended. If why is not empty, it did so because its
+// guest is gone: that is added to its standard error, or else its output, as the
+// last line. Without it an output goes on as long as the guest has it open.
+func (s *Set) End(why string) {
+	s.mu.Lock()
+	streams, joined := s.streams, s.joined
+	s.ended = s.ended || why == ""
+	lost := s.lost
+	s.mu.Unlock()
+	if why == "" {
+		for _, fd := range lost {
+			_ = s.out[fd].Close()
+		}
+		return
+	}
+	for _, st := range streams {
+		_ = st.Close()
+	}
+	if joined {
+		select {
+		case <-s.drained:
+		case <-time.After(lastWords): // nobody reads
+		}
+	}
+	for _, w := range []io.WriteCloser{s.out[2], s.out[1]} {
+		if w == nil {
+			continue
+		}
+		if f, ok := w.(*os.File); ok {
+			_ = f.SetWriteDeadline(time.Now().Add(lastWords))
+		}
+		if _, err := io.WriteString(w, why+s.newline); err == nil {
+			break
+		}
+	}
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	for _, w := range s.out {
+		if w != nil {
+			_ = w.Close()
+		}
+	}
 }
 
 type counter struct {
-	w io.Writer
-	n *atomic.Uint64
+	w   io.Writer
+	n   *atomic.Uint64
+	err error // of w
 }
 
 // Write implements io.Writer.
 func (c *counter) Write(b []byte) (int, error) {
 	n, err := c.w.Write(b)
 	c.n.Add(uint64(n))
+	c.err = err
 	return n, err
 }
 

@@ -363,3 +363,113 @@ func TestOpenRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestEnd: why a guest is gone is the last line of a process, where it can be read,
+// and then the output is over.
+func TestEnd(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name           string
+		terminal       bool
+		outputs        [3]bool
+		stdout, stderr string
+	}{
+		{"both outputs", false, [3]bool{1: true, 2: true}, "", "why\n"},
+		{"one output", false, [3]bool{1: true}, "why\n", ""},
+		{"a terminal", true, [3]bool{1: true}, "why\r\n", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			o := Options{Terminal: tt.terminal}
+			var readers [3]*os.File
+			for fd, name := range map[int]*string{1: &o.Stdout, 2: &o.Stderr} {
+				if tt.outputs[fd] {
+					*name = fifo(t, "out")
+					readers[fd] = openFor(t, *name, os.O_RDONLY)
+				}
+			}
+			s, g := joined(t, o)
+			for fd, text := range map[int]string{1: "out\n", 2: "err\n"} {
+				if g[fd] == nil {
+					continue
+				}
+				if _, err := io.WriteString(g[fd], text); err != nil {
+					t.Fatal(err)
+				}
+				b := make([]byte, len(text)) // what is under way would be lost
+				if _, err := io.ReadFull(readers[fd], b); err != nil || string(b) != text {
+					t.Fatalf("%q, %v", b, err)
+				}
+			}
+			s.End("why")
+			s.End("why")
+			for fd, want := range map[int]string{1: tt.stdout, 2: tt.stderr} {
+				if readers[fd] == nil {
+					continue
+				}
+				if b, err := io.ReadAll(readers[fd]); err != nil || string(b) != want {
+					t.Errorf("descriptor %d: %q, %v; want %q", fd, b, err, want)
+				}
+			}
+		})
+	}
+}
+
+// lost is a stream whose other side goes without having ended it.
+type lost struct{ *net.UnixConn }
+
+// Read implements io.Reader.
+func (l lost) Read(b []byte) (int, error) {
+	n, err := l.UnixConn.Read(b)
+	if errors.Is(err, io.EOF) {
+		err = unix.ECONNRESET
+	}
+	return n, err
+}
+
+// TestLostOutput: an output that a guest drops is kept until the process has ended,
+// and not a moment longer: clients wait for its end before they delete the process.
+func TestLostOutput(t *testing.T) {
+	t.Parallel()
+	for _, first := range []string{"process", "stream"} {
+		t.Run(first+" ends first", func(t *testing.T) {
+			t.Parallel()
+			path := fifo(t, "out")
+			reader := openFor(t, path, os.O_RDONLY)
+			s, err := Open(t.Context(), Options{Stdout: path, Mounts: mounts(t)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = s.Close() })
+			g := &guest{}
+			if err := s.Join(t.Context(), func(ctx context.Context, fd int) (link.Stream, error) {
+				st, err := g.open(ctx, fd)
+				if err != nil {
+					return nil, err
+				}
+				return lost{st.(*net.UnixConn)}, nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			drop := func() {
+				_ = g[1].Close()
+				<-s.drained
+			}
+			if first == "stream" {
+				drop()
+				_ = reader.SetDeadline(time.Now().Add(50 * time.Millisecond))
+				if n, err := reader.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("before the end of the process: %d, %v", n, err)
+				}
+				_ = reader.SetDeadline(time.Now().Add(soon))
+				s.End("")
+			} else {
+				s.End("")
+				drop()
+			}
+			if b, err := io.ReadAll(reader); err != nil || len(b) > 0 {
+				t.Errorf("%q, %v; want the end", b, err)
+			}
+		})
+	}
+}
