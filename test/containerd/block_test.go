@@ -4,6 +4,7 @@ package containerd
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,18 +12,23 @@ import (
 	"strings"
 	"testing"
 
+	tasks "github.com/containerd/containerd/api/services/tasks/v1"
+	types "github.com/containerd/containerd/api/types"
 	"github.com/seed-efd44b36/kata/test/harness"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // blockDaemon starts a containerd that keeps root file systems in image files,
 // which it mounts by loop devices for others than us.
-func blockDaemon(t *testing.T) *Daemon {
+func blockDaemon(t *testing.T, name string) *Daemon {
 	t.Helper()
 	scratch := filepath.Join(t.TempDir(), "scratch")
 	sh(t, "truncate -s 64M "+scratch+" && mkfs.ext4 -q -F "+scratch)
-	return ownDaemon(t, "module", "block", func(d *Daemon) error {
+	return ownDaemon(t, "module", name, func(d *Daemon) error {
 		if err := d.Install(t.Context()); err != nil {
 			return err
 		}
@@ -80,7 +86,7 @@ func blockEach(t *testing.T, d *Daemon, test func(t *testing.T, c ctr)) {
 // TestBlockRootfs runs containers whose root file systems are in image files.
 func TestBlockRootfs(t *testing.T) {
 	t.Parallel()
-	d := blockDaemon(t)
+	d := blockDaemon(t, "block")
 	blockEach(t, d, func(t *testing.T, c ctr) {
 		flags := []string{"--snapshotter", "blockfile"}
 		t.Run("run", func(t *testing.T) {
@@ -138,12 +144,19 @@ func TestBlockRootfs(t *testing.T) {
 	harness.Poll(t, "no loop device is left", func() bool { return loops(t, d.Root) == "" })
 }
 
-// loopDevice makes a loop device of 8 MiB, which the end of the test removes, and
-// returns its path and that of its file.
+// loopDevice makes a loop device of 8 MiB and returns its path and that of its
+// file.
 func loopDevice(t *testing.T) (device, file string) {
 	t.Helper()
 	file = filepath.Join(t.TempDir(), "disk")
-	device = sh(t, "truncate -s 8M "+file+" && printf 'of the host' | dd of="+file+" conv=notrunc status=none && losetup --find --show "+file)
+	sh(t, "truncate -s 8M "+file+" && printf 'of the host' | dd of="+file+" conv=notrunc status=none")
+	return attachLoop(t, file), file
+}
+
+// attachLoop makes a loop device of a file, which the end of the test removes.
+func attachLoop(t *testing.T, file string) (device string) {
+	t.Helper()
+	device = sh(t, "losetup --find --show "+file)
 	t.Cleanup(func() {
 		// What still has it open keeps it.
 		if out, err := exec.Command("losetup", "--detach", device).CombinedOutput(); err != nil {
@@ -154,7 +167,7 @@ func loopDevice(t *testing.T) (device, file string) {
 			return err != nil
 		})
 	})
-	return device, file
+	return device
 }
 
 // whoHas lists the descriptors of a block device, by whatever name it was opened.
@@ -262,4 +275,52 @@ func TestBlockDevices(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestBlockDeviceRootfs runs a container whose root file system is on a block
+// device, as devmapper gives one: the request is made without ctr.
+func TestBlockDeviceRootfs(t *testing.T) {
+	t.Parallel()
+	d := blockDaemon(t, "blockdev")
+	conn, err := grpc.NewClient("unix://"+d.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	client := tasks.NewTasksClient(conn)
+	blockEach(t, d, func(t *testing.T, c ctr) {
+		ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "containerd-namespace", "default"), deadline)
+		defer cancel()
+		id := newID(t)
+		script := "grep -c ' / ext4 ' /proc/mounts >/count; echo written >/new; sync; sleep 10000"
+		c.must(t, "containers", "create", "--runtime", c.shim, "--snapshotter", "blockfile", busybox, id, "sh", "-c", script)
+		t.Cleanup(func() { c.remove(t, id) })
+		image := sh(t, "ls -t "+d.Root+"/io.containerd.snapshotter.v1.blockfile/snapshots/* | head -n 1")
+		device := attachLoop(t, image)
+		if _, err := client.Create(ctx, &tasks.CreateTaskRequest{ContainerID: id, Rootfs: []*types.Mount{{Type: "ext4", Source: device}}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Start(ctx, &tasks.StartRequest{ContainerID: id}); err != nil {
+			t.Fatal(err)
+		}
+		harness.Poll(t, "it has written", func() bool { return c.exec(t, nil, id, nil, "cat", "/new").out == "written\n" })
+		want(t, "root", c.exec(t, nil, id, nil, "cat", "/count").out, "1\n")
+		if c.runtime == "kata-block" {
+			if exec.CommandContext(t.Context(), "mount", device, t.TempDir()).Run() == nil {
+				t.Error("the host could mount what the machine writes to")
+			}
+		}
+		c.must(t, "tasks", "kill", "--signal", "SIGKILL", id)
+		if _, err := client.Wait(ctx, &tasks.WaitRequest{ContainerID: id}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id}); err != nil {
+			t.Fatal(err)
+		}
+		if fds := whoHas(t, device); len(fds) > 0 {
+			t.Errorf("%s is open: %q", device, fds)
+		}
+		// Without a mount, for the guest wrote it.
+		want(t, "on the device", sh(t, "debugfs -R 'cat /new' "+device+" 2>/dev/null"), "written")
+	})
 }
