@@ -146,6 +146,31 @@ func TestRuntimeList(t *testing.T) {
 	t.Errorf("%s is not listed:\n%s", id, r.Stdout)
 }
 
+// TestRuntimeExec: kata-runtime reaches a container of kata run, too, by the
+// beginning of its id.
+func TestRuntimeExec(t *testing.T) {
+	t.Parallel()
+	id := start(t, "--network", "none", busybox, "sleep", "1000")
+	for _, tt := range []struct {
+		name  string
+		args  []string
+		stdin string
+		code  int
+		out   string
+	}{
+		{"a command", []string{"exec", id[:20], "sh", "-c", "echo out; exit 4"}, "", 4, "out\n"},
+		{"a shell", []string{"exec", id}, "echo $((6*7))\n", 0, "42\n"},
+		{"console", []string{"console", id}, "", 0, ""},
+		{"logs", []string{"logs", "--tail", "0", id}, "", 0, ""},
+		{"none such", []string{"exec", "0123456789", "true"}, "", 125, ""},
+	} {
+		r, err := env.Run(t.Context(), strings.NewReader(tt.stdin), "kata-runtime", tt.args...)
+		if err != nil || r.Code != tt.code || tt.out != "" && r.Stdout != tt.out {
+			t.Errorf("%s: %v, %+v; want code %d and %q", tt.name, err, r, tt.code, tt.out)
+		}
+	}
+}
+
 // state reads the state of a sandbox of ours.
 func state(t *testing.T, id string) report.Sandbox {
 	t.Helper()
