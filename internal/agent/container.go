@@ -14,6 +14,7 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/agent/cgroup"
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
+	"github.com/seed-efd44b36/kata/internal/agent/mirror"
 	"github.com/seed-efd44b36/kata/internal/agent/storage"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"golang.org/x/sys/unix"
@@ -205,6 +206,18 @@ func (c *container) begin(ctx context.Context, p *process, terminal bool) error 
 	return nil
 }
 
+// WriteVolume implements the service.
+func (a *Agent) WriteVolume(_ context.Context, r *agentv1.WriteVolumeRequest) (*agentv1.WriteVolumeResponse, error) {
+	err := (link.Header{Kind: link.KindStdio, Container: r.GetContainer()}).Check()
+	if err == nil {
+		err = mirror.Write(mirror.Dir, r.GetContainer(), r.GetVolume(), r.GetFiles())
+	}
+	if err != nil {
+		return nil, fail(err)
+	}
+	return &agentv1.WriteVolumeResponse{}, nil
+}
+
 // joined finds the containers whose namespaces are to be joined. The pod's own
 // namespaces are the guest's, but for that of processes, where the agent is.
 func (a *Agent) joined(names map[string]string) (join map[specs.LinuxNamespaceType]*jail.Container, podPID bool, err error) {
@@ -259,7 +272,7 @@ func (a *Agent) undo(ctx context.Context, c *container) error {
 	for _, p := range list {
 		p.stdio.close(ctx)
 	}
-	errs = append(errs, storage.Unmount(c.storages))
+	errs = append(errs, storage.Unmount(c.storages), mirror.Remove(mirror.Dir, c.id))
 	a.awaitDisks(ctx, c)
 	return errors.Join(errs...)
 }

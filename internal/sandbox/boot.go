@@ -18,6 +18,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/disk"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/mirror"
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
@@ -115,6 +116,11 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if err := s.bootMachine(ctx, cfg, o); err != nil {
 		return err
 	}
+	s.mirrors = mirror.New(s.opts.HostMounts, func(ctx context.Context, r *agentv1.WriteVolumeRequest) error {
+		_, err := s.agent.WriteVolume(ctx, r)
+		return fromGuest(err, false)
+	}, s.log)
+	s.undo.Push("copies of volumes", func(context.Context) error { s.mirrors.Close(); return nil })
 	// After the boot, which would only take longer for it.
 	return s.limitHost(o, size)
 }

@@ -15,15 +15,11 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/disk"
 	"github.com/seed-efd44b36/kata/internal/hook"
-	"github.com/seed-efd44b36/kata/internal/printable"
+	"github.com/seed-efd44b36/kata/internal/sandbox/figures"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
-	"golang.org/x/sys/unix"
 )
-
-// maxCommand is how much of a process's command line is told, as in the guest.
-const maxCommand = 4096
 
 // RootfsMount is a mount to make for a container's root file system, as
 // containerd describes one.
@@ -200,6 +196,14 @@ func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
 		}
 	}
 	for _, b := range plan.Binds {
+		copied, err := c.s.mirrors.Add(ctx, c.id, b)
+		if err != nil {
+			return err
+		}
+		if copied != "" {
+			plan.LocateCopy(b, copied)
+			continue
+		}
 		v, err := c.s.share.AddVolume(ctx, c.id, b)
 		if err != nil {
 			return err
@@ -235,6 +239,7 @@ func (c *Container) attachDisks(ctx context.Context, plan *spec.Plan, req *agent
 
 // release takes back what the guest was given for the container.
 func (c *Container) release(ctx context.Context) error {
+	c.s.mirrors.Remove(c.id)
 	return errors.Join(c.s.share.Remove(c.id), c.s.disks.Remove(ctx, c.id))
 }
 
@@ -354,6 +359,7 @@ func (c *Container) Delete(ctx context.Context) error {
 
 	callCtx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	c.s.mirrors.Remove(c.id) // they go with it, and are not to come again
 	if !c.s.isDead() {
 		_, err := c.s.agent.DeleteContainer(callCtx, &agentv1.DeleteContainerRequest{Container: c.id})
 		if err = fromGuest(err, false); err != nil && !errors.Is(err, ErrNotFound) && !c.s.isDead() {
@@ -419,11 +425,6 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	return nil
 }
 
-// maxStats is how many disks, and how many network interfaces, a guest may tell
-// of. An empty entry takes two bytes of its answer, and hundreds in our memory
-// and in what front ends make of it.
-const maxStats = 256
-
 // Stats asks the guest for the container's use of resources. The figures are
 // the guest's word; the texts are fit to be printed, and the lists are short.
 func (c *Container) Stats(ctx context.Context) (*agentv1.StatsContainerResponse, error) {
@@ -433,21 +434,15 @@ func (c *Container) Stats(ctx context.Context) (*agentv1.StatsContainerResponse,
 	if err != nil {
 		return nil, fmt.Errorf("stats of container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
 	}
-	if disks, nics := len(resp.GetIo()), len(resp.GetNetwork()); max(disks, nics) > maxStats {
+	disks, nics := len(resp.GetIo()), len(resp.GetNetwork())
+	if figures.Stats(resp) {
 		c.longStats.Do(func() {
 			c.s.log.Warn("guest tells of too much in its stats; the rest is left out",
-				"container", c.id, "disks", disks, "interfaces", nics, "limit", maxStats)
+				"container", c.id, "disks", disks, "interfaces", nics, "limit", figures.Most)
 		})
-		resp.Io, resp.Network = head(resp.GetIo()), head(resp.GetNetwork())
-	}
-	for _, n := range resp.GetNetwork() {
-		n.Name = printable.Text(n.GetName(), unix.IFNAMSIZ)
 	}
 	return resp, nil
 }
-
-// head is what is taken of a list in a guest's stats. It does not keep the rest.
-func head[E any](list []E) []E { return slices.Clone(list[:min(len(list), maxStats)]) }
 
 // Processes lists the processes of the container, which is the guest's word.
 // The texts are fit to be printed, and an exec is one of the container's.
@@ -459,12 +454,7 @@ func (c *Container) Processes(ctx context.Context) ([]*agentv1.Process, error) {
 		return nil, fmt.Errorf("list processes of container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
 	}
 	ps := resp.GetProcesses()
-	for _, p := range ps {
-		p.Command, p.State = printable.Text(p.GetCommand(), maxCommand), printable.Text(p.GetState(), 1)
-		if _, err := c.Process(p.GetExec()); err != nil {
-			p.Exec = "" // we have given no such id
-		}
-	}
+	figures.Processes(ps, func(exec string) bool { _, err := c.Process(exec); return err == nil })
 	return ps, nil
 }
 

@@ -30,6 +30,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/disk"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/mirror"
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/sandbox/failure"
@@ -90,6 +91,7 @@ type Sandbox struct {
 
 	// Set by Boot before anyone else can see them.
 	machine vmm.Machine
+	mirrors *mirror.Set
 	disks   *disk.Set // of the machine
 	link    link.Opener
 	agent   agentv1.AgentService

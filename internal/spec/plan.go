@@ -12,6 +12,8 @@ import (
 const (
 	// GuestShared is where the guest has the shared directory.
 	GuestShared = "/run/kata/shared"
+	// GuestCopies has copies of small volumes.
+	GuestCopies = "/run/kata/volumes"
 	// GuestDisks has the file systems that the guest mounts from disks.
 	GuestDisks = "/run/kata/disks"
 	// GuestShm is the sandbox's /dev/shm, which its containers share.
@@ -101,6 +103,12 @@ func (p *Plan) Locate(b Bind, name string, split bool) {
 		// with the attributes of what it is below. The host knows them apart.
 		m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" })
 	}
+}
+
+// LocateCopy is Locate for a bind whose source the guest has a copy of, by a path
+// among the copies.
+func (p *Plan) LocateCopy(b Bind, name string) {
+	p.Guest.Mounts[b.Mount].Source = path.Join(GuestCopies, name)
 }
 
 // Device is a block device of the host that a container gets.

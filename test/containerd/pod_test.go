@@ -45,6 +45,7 @@ func TestPod(t *testing.T) {
 			{"host paths", hostPaths},
 			{"propagation", propagation},
 			{"sharing", sharing},
+			{"configuration", configuration},
 			{"termination message", terminationMessage},
 			{"stop", stop},
 			{"ends", ends},

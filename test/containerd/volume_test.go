@@ -255,3 +255,54 @@ func sharing(t *testing.T, p *pod, _ string) {
 		p.stop(t, id, 0)
 	}
 }
+
+// configuration is of a ConfigMap and a Secret, as the kubelet writes and updates
+// them: seen inside, and told to who watches them.
+func configuration(t *testing.T, p *pod, _ string) {
+	t.Helper()
+	d := newHostDir(t, p, "pods/"+p.config.Metadata.Uid+"/volumes")
+	write := func(volume, version string, keys ...string) {
+		t.Helper()
+		for _, k := range keys {
+			d.write(filepath.Join(volume, ".."+version, k), version+"\n")
+		}
+		d.link(".."+version, filepath.Join(volume, "..data"))
+		for _, k := range keys {
+			if _, err := os.Lstat(d.in(filepath.Join(volume, k))); err != nil {
+				d.link("..data/"+k, filepath.Join(volume, k))
+			}
+		}
+	}
+	const configMap, secret = "kubernetes.io~configmap/config", "kubernetes.io~secret/password"
+	write(configMap, "first", "key", "other")
+	write(secret, "first", "password")
+	if err := errors.Join(os.Chmod(d.in(secret+"/..first/password"), 0o440), os.Chown(d.in(secret+"/..first/password"), 0, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	config := withProbe(containerConfig("configuration", "sh", "-c",
+		"/probe/probe watch /config & /probe/probe watch /config/key & sleep 10000"))
+	config.Mounts = append(config.Mounts,
+		&runtime.Mount{HostPath: d.in(configMap), ContainerPath: "/config", Readonly: true},
+		&runtime.Mount{HostPath: d.in(secret), ContainerPath: "/secret", Readonly: true},
+		// A part of a volume stays as it is.
+		&runtime.Mount{HostPath: d.in(configMap + "/..first/other"), ContainerPath: "/part", Readonly: true},
+	)
+	id := p.start(t, config)
+	harness.Poll(t, "it watches", func() bool { return strings.Count(p.log(t, config.LogPath), "watched") == 2 })
+	want(t, "at first", p.sh(t, id, "cat /config/key /config/other /secret/password /part; ls -A /config; readlink /config/key; stat -c '%a %u %g' /secret/..data/password"),
+		"first\nfirst\nfirst\nfirst\n..data\n..first\nkey\nother\n..data/key\n440 0 1000")
+	want(t, "read-only", p.sh(t, id, "{ touch /config/x || true; } 2>&1"), "touch: /config/x: Read-only file system")
+	write(configMap, "second", "key", "more")
+	if err := errors.Join(os.Remove(d.in(configMap+"/other")), os.RemoveAll(d.in(configMap+"/..first"))); err != nil {
+		t.Fatal(err)
+	}
+	harness.Poll(t, "the update is seen", func() bool {
+		return p.sh(t, id, "cat /config/key /config/more; ls -A /config") == "second\nsecond\n..data\n..second\nkey\nmore"
+	})
+	harness.Poll(t, "the update is told", func() bool {
+		l := p.log(t, config.LogPath)
+		return strings.Contains(l, "/config moved-to ..data") && strings.Contains(l, "/config delete other") && strings.Contains(l, "/config/key delete-self")
+	})
+	want(t, "what is mounted by itself", p.sh(t, id, "cat /part"), "first")
+	p.stop(t, id, 0)
+}

@@ -73,7 +73,7 @@ func (x NextEventResponse_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NextEventResponse_Kind.Descriptor instead.
 func (NextEventResponse_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53, 0}
+	return file_agent_proto_rawDescGZIP(), []int{56, 0}
 }
 
 type DetailsRequest struct {
@@ -1545,6 +1545,180 @@ func (x *CreateContainerResponse) GetPid() uint32 {
 	return 0
 }
 
+type WriteVolumeRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Container string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Volume    uint32                 `protobuf:"varint,2,opt,name=volume,proto3" json:"volume,omitempty"` // its number among those of the container
+	// All that is in the volume: the volume itself first, whose path is ".", and
+	// each directory before what is in it.
+	Files         []*VolumeFile `protobuf:"bytes,3,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteVolumeRequest) Reset() {
+	*x = WriteVolumeRequest{}
+	mi := &file_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteVolumeRequest) ProtoMessage() {}
+
+func (x *WriteVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteVolumeRequest.ProtoReflect.Descriptor instead.
+func (*WriteVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *WriteVolumeRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *WriteVolumeRequest) GetVolume() uint32 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
+}
+
+func (x *WriteVolumeRequest) GetFiles() []*VolumeFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+type WriteVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteVolumeResponse) Reset() {
+	*x = WriteVolumeResponse{}
+	mi := &file_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteVolumeResponse) ProtoMessage() {}
+
+func (x *WriteVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteVolumeResponse.ProtoReflect.Descriptor instead.
+func (*WriteVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{23}
+}
+
+type VolumeFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`  // relative to the volume
+	Mode          uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"` // as st_mode: a directory, a regular file or a link
+	Uid           uint32                 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,4,opt,name=gid,proto3" json:"gid,omitempty"`
+	Data          []byte                 `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"` // content of a file, target of a link
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeFile) Reset() {
+	*x = VolumeFile{}
+	mi := &file_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeFile) ProtoMessage() {}
+
+func (x *VolumeFile) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeFile.ProtoReflect.Descriptor instead.
+func (*VolumeFile) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *VolumeFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *VolumeFile) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *VolumeFile) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *VolumeFile) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *VolumeFile) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type CreateExecRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
@@ -1557,7 +1731,7 @@ type CreateExecRequest struct {
 
 func (x *CreateExecRequest) Reset() {
 	*x = CreateExecRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1743,7 @@ func (x *CreateExecRequest) String() string {
 func (*CreateExecRequest) ProtoMessage() {}
 
 func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1756,7 @@ func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExecRequest.ProtoReflect.Descriptor instead.
 func (*CreateExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CreateExecRequest) GetContainer() string {
@@ -1621,7 +1795,7 @@ type CreateExecResponse struct {
 
 func (x *CreateExecResponse) Reset() {
 	*x = CreateExecResponse{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1807,7 @@ func (x *CreateExecResponse) String() string {
 func (*CreateExecResponse) ProtoMessage() {}
 
 func (x *CreateExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1820,7 @@ func (x *CreateExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExecResponse.ProtoReflect.Descriptor instead.
 func (*CreateExecResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 // In all that follows an empty exec means the container's init process.
@@ -1660,7 +1834,7 @@ type StartProcessRequest struct {
 
 func (x *StartProcessRequest) Reset() {
 	*x = StartProcessRequest{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1672,7 +1846,7 @@ func (x *StartProcessRequest) String() string {
 func (*StartProcessRequest) ProtoMessage() {}
 
 func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1685,7 +1859,7 @@ func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessRequest.ProtoReflect.Descriptor instead.
 func (*StartProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StartProcessRequest) GetContainer() string {
@@ -1711,7 +1885,7 @@ type StartProcessResponse struct {
 
 func (x *StartProcessResponse) Reset() {
 	*x = StartProcessResponse{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +1897,7 @@ func (x *StartProcessResponse) String() string {
 func (*StartProcessResponse) ProtoMessage() {}
 
 func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +1910,7 @@ func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessResponse.ProtoReflect.Descriptor instead.
 func (*StartProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StartProcessResponse) GetPid() uint32 {
@@ -1758,7 +1932,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1944,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1957,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SignalProcessRequest) GetContainer() string {
@@ -1822,7 +1996,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +2008,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +2021,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 type WaitProcessRequest struct {
@@ -1860,7 +2034,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +2046,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +2059,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WaitProcessRequest) GetContainer() string {
@@ -1915,7 +2089,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2101,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2114,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WaitProcessResponse) GetExitCode() uint32 {
@@ -1976,7 +2150,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +2162,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +2175,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ResizeTerminalRequest) GetContainer() string {
@@ -2040,7 +2214,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2226,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2239,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type DeleteProcessRequest struct {
@@ -2078,7 +2252,7 @@ type DeleteProcessRequest struct {
 
 func (x *DeleteProcessRequest) Reset() {
 	*x = DeleteProcessRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2090,7 +2264,7 @@ func (x *DeleteProcessRequest) String() string {
 func (*DeleteProcessRequest) ProtoMessage() {}
 
 func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2103,7 +2277,7 @@ func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessRequest.ProtoReflect.Descriptor instead.
 func (*DeleteProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeleteProcessRequest) GetContainer() string {
@@ -2128,7 +2302,7 @@ type DeleteProcessResponse struct {
 
 func (x *DeleteProcessResponse) Reset() {
 	*x = DeleteProcessResponse{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2314,7 @@ func (x *DeleteProcessResponse) String() string {
 func (*DeleteProcessResponse) ProtoMessage() {}
 
 func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2327,7 @@ func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessResponse.ProtoReflect.Descriptor instead.
 func (*DeleteProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 type DeleteContainerRequest struct {
@@ -2165,7 +2339,7 @@ type DeleteContainerRequest struct {
 
 func (x *DeleteContainerRequest) Reset() {
 	*x = DeleteContainerRequest{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2351,7 @@ func (x *DeleteContainerRequest) String() string {
 func (*DeleteContainerRequest) ProtoMessage() {}
 
 func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2364,7 @@ func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerRequest.ProtoReflect.Descriptor instead.
 func (*DeleteContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeleteContainerRequest) GetContainer() string {
@@ -2208,7 +2382,7 @@ type DeleteContainerResponse struct {
 
 func (x *DeleteContainerResponse) Reset() {
 	*x = DeleteContainerResponse{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2220,7 +2394,7 @@ func (x *DeleteContainerResponse) String() string {
 func (*DeleteContainerResponse) ProtoMessage() {}
 
 func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2233,7 +2407,7 @@ func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerResponse.ProtoReflect.Descriptor instead.
 func (*DeleteContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type PauseContainerRequest struct {
@@ -2245,7 +2419,7 @@ type PauseContainerRequest struct {
 
 func (x *PauseContainerRequest) Reset() {
 	*x = PauseContainerRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2431,7 @@ func (x *PauseContainerRequest) String() string {
 func (*PauseContainerRequest) ProtoMessage() {}
 
 func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2444,7 @@ func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseContainerRequest.ProtoReflect.Descriptor instead.
 func (*PauseContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PauseContainerRequest) GetContainer() string {
@@ -2288,7 +2462,7 @@ type PauseContainerResponse struct {
 
 func (x *PauseContainerResponse) Reset() {
 	*x = PauseContainerResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2474,7 @@ func (x *PauseContainerResponse) String() string {
 func (*PauseContainerResponse) ProtoMessage() {}
 
 func (x *PauseContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2487,7 @@ func (x *PauseContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseContainerResponse.ProtoReflect.Descriptor instead.
 func (*PauseContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 type ResumeContainerRequest struct {
@@ -2325,7 +2499,7 @@ type ResumeContainerRequest struct {
 
 func (x *ResumeContainerRequest) Reset() {
 	*x = ResumeContainerRequest{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2511,7 @@ func (x *ResumeContainerRequest) String() string {
 func (*ResumeContainerRequest) ProtoMessage() {}
 
 func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2524,7 @@ func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeContainerRequest.ProtoReflect.Descriptor instead.
 func (*ResumeContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ResumeContainerRequest) GetContainer() string {
@@ -2368,7 +2542,7 @@ type ResumeContainerResponse struct {
 
 func (x *ResumeContainerResponse) Reset() {
 	*x = ResumeContainerResponse{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2554,7 @@ func (x *ResumeContainerResponse) String() string {
 func (*ResumeContainerResponse) ProtoMessage() {}
 
 func (x *ResumeContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2567,7 @@ func (x *ResumeContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeContainerResponse.ProtoReflect.Descriptor instead.
 func (*ResumeContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 type UpdateContainerRequest struct {
@@ -2406,7 +2580,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2418,7 +2592,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2431,7 +2605,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *UpdateContainerRequest) GetContainer() string {
@@ -2456,7 +2630,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2642,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2655,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 type StatsContainerRequest struct {
@@ -2493,7 +2667,7 @@ type StatsContainerRequest struct {
 
 func (x *StatsContainerRequest) Reset() {
 	*x = StatsContainerRequest{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2679,7 @@ func (x *StatsContainerRequest) String() string {
 func (*StatsContainerRequest) ProtoMessage() {}
 
 func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2692,7 @@ func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerRequest.ProtoReflect.Descriptor instead.
 func (*StatsContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StatsContainerRequest) GetContainer() string {
@@ -2541,7 +2715,7 @@ type StatsContainerResponse struct {
 
 func (x *StatsContainerResponse) Reset() {
 	*x = StatsContainerResponse{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2727,7 @@ func (x *StatsContainerResponse) String() string {
 func (*StatsContainerResponse) ProtoMessage() {}
 
 func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2740,7 @@ func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerResponse.ProtoReflect.Descriptor instead.
 func (*StatsContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StatsContainerResponse) GetCpu() *CPUStats {
@@ -2618,7 +2792,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2630,7 +2804,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2643,7 +2817,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -2705,7 +2879,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +2891,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +2904,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -2799,7 +2973,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2811,7 +2985,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2824,7 +2998,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -2855,7 +3029,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2867,7 +3041,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2880,7 +3054,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -2942,7 +3116,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3128,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3141,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *NetworkStats) GetName() string {
@@ -3042,7 +3216,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3054,7 +3228,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3067,7 +3241,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListProcessesRequest) GetContainer() string {
@@ -3086,7 +3260,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3098,7 +3272,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3111,7 +3285,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -3135,7 +3309,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3147,7 +3321,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3160,7 +3334,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -3213,7 +3387,7 @@ type NextEventRequest struct {
 
 func (x *NextEventRequest) Reset() {
 	*x = NextEventRequest{}
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3225,7 +3399,7 @@ func (x *NextEventRequest) String() string {
 func (*NextEventRequest) ProtoMessage() {}
 
 func (x *NextEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3238,7 +3412,7 @@ func (x *NextEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextEventRequest.ProtoReflect.Descriptor instead.
 func (*NextEventRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_proto_rawDescGZIP(), []int{55}
 }
 
 type NextEventResponse struct {
@@ -3251,7 +3425,7 @@ type NextEventResponse struct {
 
 func (x *NextEventResponse) Reset() {
 	*x = NextEventResponse{}
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3263,7 +3437,7 @@ func (x *NextEventResponse) String() string {
 func (*NextEventResponse) ProtoMessage() {}
 
 func (x *NextEventResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3276,7 +3450,7 @@ func (x *NextEventResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextEventResponse.ProtoReflect.Descriptor instead.
 func (*NextEventResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *NextEventResponse) GetKind() NextEventResponse_Kind {
@@ -3301,7 +3475,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3313,7 +3487,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3326,7 +3500,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_proto_rawDescGZIP(), []int{57}
 }
 
 type ShutdownResponse struct {
@@ -3337,7 +3511,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3349,7 +3523,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +3536,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_proto_rawDescGZIP(), []int{58}
 }
 
 var File_agent_proto protoreflect.FileDescriptor
@@ -3487,7 +3661,19 @@ const file_agent_proto_rawDesc = "" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x16\n" +
 	"\x06access\x18\x03 \x01(\tR\x06access\"+\n" +
 	"\x17CreateContainerResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x8b\x01\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\"{\n" +
+	"\x12WriteVolumeRequest\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\rR\x06volume\x12/\n" +
+	"\x05files\x18\x03 \x03(\v2\x19.kata.agent.v1.VolumeFileR\x05files\"\x15\n" +
+	"\x13WriteVolumeResponse\"l\n" +
+	"\n" +
+	"VolumeFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\x12\x12\n" +
+	"\x04data\x18\x05 \x01(\fR\x04data\"\x8b\x01\n" +
 	"\x11CreateExecRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\x12\x18\n" +
@@ -3611,14 +3797,15 @@ const file_agent_proto_rawDesc = "" +
 	"\vUNSPECIFIED\x10\x00\x12\a\n" +
 	"\x03OOM\x10\x01\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse2\xfb\r\n" +
+	"\x10ShutdownResponse2\xd1\x0e\n" +
 	"\x05Agent\x12H\n" +
 	"\aDetails\x12\x1d.kata.agent.v1.DetailsRequest\x1a\x1e.kata.agent.v1.DetailsResponse\x12W\n" +
 	"\fSetupSandbox\x12\".kata.agent.v1.SetupSandboxRequest\x1a#.kata.agent.v1.SetupSandboxResponse\x12Z\n" +
 	"\rUpdateNetwork\x12#.kata.agent.v1.UpdateNetworkRequest\x1a$.kata.agent.v1.UpdateNetworkResponse\x12H\n" +
 	"\aSetTime\x12\x1d.kata.agent.v1.SetTimeRequest\x1a\x1e.kata.agent.v1.SetTimeResponse\x12Q\n" +
 	"\n" +
-	"AddEntropy\x12 .kata.agent.v1.AddEntropyRequest\x1a!.kata.agent.v1.AddEntropyResponse\x12`\n" +
+	"AddEntropy\x12 .kata.agent.v1.AddEntropyRequest\x1a!.kata.agent.v1.AddEntropyResponse\x12T\n" +
+	"\vWriteVolume\x12!.kata.agent.v1.WriteVolumeRequest\x1a\".kata.agent.v1.WriteVolumeResponse\x12`\n" +
 	"\x0fCreateContainer\x12%.kata.agent.v1.CreateContainerRequest\x1a&.kata.agent.v1.CreateContainerResponse\x12Q\n" +
 	"\n" +
 	"CreateExec\x12 .kata.agent.v1.CreateExecRequest\x1a!.kata.agent.v1.CreateExecResponse\x12W\n" +
@@ -3649,7 +3836,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_agent_proto_goTypes = []any{
 	(NextEventResponse_Kind)(0),     // 0: kata.agent.v1.NextEventResponse.Kind
 	(*DetailsRequest)(nil),          // 1: kata.agent.v1.DetailsRequest
@@ -3674,115 +3861,121 @@ var file_agent_proto_goTypes = []any{
 	(*CreateContainerRequest)(nil),  // 20: kata.agent.v1.CreateContainerRequest
 	(*BlockDevice)(nil),             // 21: kata.agent.v1.BlockDevice
 	(*CreateContainerResponse)(nil), // 22: kata.agent.v1.CreateContainerResponse
-	(*CreateExecRequest)(nil),       // 23: kata.agent.v1.CreateExecRequest
-	(*CreateExecResponse)(nil),      // 24: kata.agent.v1.CreateExecResponse
-	(*StartProcessRequest)(nil),     // 25: kata.agent.v1.StartProcessRequest
-	(*StartProcessResponse)(nil),    // 26: kata.agent.v1.StartProcessResponse
-	(*SignalProcessRequest)(nil),    // 27: kata.agent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),   // 28: kata.agent.v1.SignalProcessResponse
-	(*WaitProcessRequest)(nil),      // 29: kata.agent.v1.WaitProcessRequest
-	(*WaitProcessResponse)(nil),     // 30: kata.agent.v1.WaitProcessResponse
-	(*ResizeTerminalRequest)(nil),   // 31: kata.agent.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),  // 32: kata.agent.v1.ResizeTerminalResponse
-	(*DeleteProcessRequest)(nil),    // 33: kata.agent.v1.DeleteProcessRequest
-	(*DeleteProcessResponse)(nil),   // 34: kata.agent.v1.DeleteProcessResponse
-	(*DeleteContainerRequest)(nil),  // 35: kata.agent.v1.DeleteContainerRequest
-	(*DeleteContainerResponse)(nil), // 36: kata.agent.v1.DeleteContainerResponse
-	(*PauseContainerRequest)(nil),   // 37: kata.agent.v1.PauseContainerRequest
-	(*PauseContainerResponse)(nil),  // 38: kata.agent.v1.PauseContainerResponse
-	(*ResumeContainerRequest)(nil),  // 39: kata.agent.v1.ResumeContainerRequest
-	(*ResumeContainerResponse)(nil), // 40: kata.agent.v1.ResumeContainerResponse
-	(*UpdateContainerRequest)(nil),  // 41: kata.agent.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil), // 42: kata.agent.v1.UpdateContainerResponse
-	(*StatsContainerRequest)(nil),   // 43: kata.agent.v1.StatsContainerRequest
-	(*StatsContainerResponse)(nil),  // 44: kata.agent.v1.StatsContainerResponse
-	(*CPUStats)(nil),                // 45: kata.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 46: kata.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 47: kata.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 48: kata.agent.v1.IOStats
-	(*NetworkStats)(nil),            // 49: kata.agent.v1.NetworkStats
-	(*ListProcessesRequest)(nil),    // 50: kata.agent.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),   // 51: kata.agent.v1.ListProcessesResponse
-	(*Process)(nil),                 // 52: kata.agent.v1.Process
-	(*NextEventRequest)(nil),        // 53: kata.agent.v1.NextEventRequest
-	(*NextEventResponse)(nil),       // 54: kata.agent.v1.NextEventResponse
-	(*ShutdownRequest)(nil),         // 55: kata.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 56: kata.agent.v1.ShutdownResponse
-	nil,                             // 57: kata.agent.v1.SetupSandboxRequest.SysctlsEntry
-	nil,                             // 58: kata.agent.v1.Route.MetricsEntry
-	nil,                             // 59: kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
-	nil,                             // 60: kata.agent.v1.MemoryStats.StatEntry
+	(*WriteVolumeRequest)(nil),      // 23: kata.agent.v1.WriteVolumeRequest
+	(*WriteVolumeResponse)(nil),     // 24: kata.agent.v1.WriteVolumeResponse
+	(*VolumeFile)(nil),              // 25: kata.agent.v1.VolumeFile
+	(*CreateExecRequest)(nil),       // 26: kata.agent.v1.CreateExecRequest
+	(*CreateExecResponse)(nil),      // 27: kata.agent.v1.CreateExecResponse
+	(*StartProcessRequest)(nil),     // 28: kata.agent.v1.StartProcessRequest
+	(*StartProcessResponse)(nil),    // 29: kata.agent.v1.StartProcessResponse
+	(*SignalProcessRequest)(nil),    // 30: kata.agent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),   // 31: kata.agent.v1.SignalProcessResponse
+	(*WaitProcessRequest)(nil),      // 32: kata.agent.v1.WaitProcessRequest
+	(*WaitProcessResponse)(nil),     // 33: kata.agent.v1.WaitProcessResponse
+	(*ResizeTerminalRequest)(nil),   // 34: kata.agent.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),  // 35: kata.agent.v1.ResizeTerminalResponse
+	(*DeleteProcessRequest)(nil),    // 36: kata.agent.v1.DeleteProcessRequest
+	(*DeleteProcessResponse)(nil),   // 37: kata.agent.v1.DeleteProcessResponse
+	(*DeleteContainerRequest)(nil),  // 38: kata.agent.v1.DeleteContainerRequest
+	(*DeleteContainerResponse)(nil), // 39: kata.agent.v1.DeleteContainerResponse
+	(*PauseContainerRequest)(nil),   // 40: kata.agent.v1.PauseContainerRequest
+	(*PauseContainerResponse)(nil),  // 41: kata.agent.v1.PauseContainerResponse
+	(*ResumeContainerRequest)(nil),  // 42: kata.agent.v1.ResumeContainerRequest
+	(*ResumeContainerResponse)(nil), // 43: kata.agent.v1.ResumeContainerResponse
+	(*UpdateContainerRequest)(nil),  // 44: kata.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil), // 45: kata.agent.v1.UpdateContainerResponse
+	(*StatsContainerRequest)(nil),   // 46: kata.agent.v1.StatsContainerRequest
+	(*StatsContainerResponse)(nil),  // 47: kata.agent.v1.StatsContainerResponse
+	(*CPUStats)(nil),                // 48: kata.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 49: kata.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 50: kata.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 51: kata.agent.v1.IOStats
+	(*NetworkStats)(nil),            // 52: kata.agent.v1.NetworkStats
+	(*ListProcessesRequest)(nil),    // 53: kata.agent.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 54: kata.agent.v1.ListProcessesResponse
+	(*Process)(nil),                 // 55: kata.agent.v1.Process
+	(*NextEventRequest)(nil),        // 56: kata.agent.v1.NextEventRequest
+	(*NextEventResponse)(nil),       // 57: kata.agent.v1.NextEventResponse
+	(*ShutdownRequest)(nil),         // 58: kata.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 59: kata.agent.v1.ShutdownResponse
+	nil,                             // 60: kata.agent.v1.SetupSandboxRequest.SysctlsEntry
+	nil,                             // 61: kata.agent.v1.Route.MetricsEntry
+	nil,                             // 62: kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
+	nil,                             // 63: kata.agent.v1.MemoryStats.StatEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	3,  // 0: kata.agent.v1.SetupSandboxRequest.storages:type_name -> kata.agent.v1.Storage
 	6,  // 1: kata.agent.v1.SetupSandboxRequest.network:type_name -> kata.agent.v1.Network
-	57, // 2: kata.agent.v1.SetupSandboxRequest.sysctls:type_name -> kata.agent.v1.SetupSandboxRequest.SysctlsEntry
+	60, // 2: kata.agent.v1.SetupSandboxRequest.sysctls:type_name -> kata.agent.v1.SetupSandboxRequest.SysctlsEntry
 	7,  // 3: kata.agent.v1.Network.interfaces:type_name -> kata.agent.v1.Interface
 	9,  // 4: kata.agent.v1.Network.routes:type_name -> kata.agent.v1.Route
 	11, // 5: kata.agent.v1.Network.rules:type_name -> kata.agent.v1.Rule
 	12, // 6: kata.agent.v1.Network.neighbors:type_name -> kata.agent.v1.Neighbor
 	8,  // 7: kata.agent.v1.Interface.addresses:type_name -> kata.agent.v1.Address
 	10, // 8: kata.agent.v1.Route.hops:type_name -> kata.agent.v1.Hop
-	58, // 9: kata.agent.v1.Route.metrics:type_name -> kata.agent.v1.Route.MetricsEntry
+	61, // 9: kata.agent.v1.Route.metrics:type_name -> kata.agent.v1.Route.MetricsEntry
 	6,  // 10: kata.agent.v1.UpdateNetworkRequest.network:type_name -> kata.agent.v1.Network
 	3,  // 11: kata.agent.v1.CreateContainerRequest.storages:type_name -> kata.agent.v1.Storage
 	19, // 12: kata.agent.v1.CreateContainerRequest.stdio:type_name -> kata.agent.v1.Stdio
-	59, // 13: kata.agent.v1.CreateContainerRequest.join_namespaces:type_name -> kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
+	62, // 13: kata.agent.v1.CreateContainerRequest.join_namespaces:type_name -> kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
 	21, // 14: kata.agent.v1.CreateContainerRequest.block_devices:type_name -> kata.agent.v1.BlockDevice
-	19, // 15: kata.agent.v1.CreateExecRequest.stdio:type_name -> kata.agent.v1.Stdio
-	45, // 16: kata.agent.v1.StatsContainerResponse.cpu:type_name -> kata.agent.v1.CPUStats
-	46, // 17: kata.agent.v1.StatsContainerResponse.memory:type_name -> kata.agent.v1.MemoryStats
-	47, // 18: kata.agent.v1.StatsContainerResponse.pids:type_name -> kata.agent.v1.PidsStats
-	48, // 19: kata.agent.v1.StatsContainerResponse.io:type_name -> kata.agent.v1.IOStats
-	49, // 20: kata.agent.v1.StatsContainerResponse.network:type_name -> kata.agent.v1.NetworkStats
-	60, // 21: kata.agent.v1.MemoryStats.stat:type_name -> kata.agent.v1.MemoryStats.StatEntry
-	52, // 22: kata.agent.v1.ListProcessesResponse.processes:type_name -> kata.agent.v1.Process
-	0,  // 23: kata.agent.v1.NextEventResponse.kind:type_name -> kata.agent.v1.NextEventResponse.Kind
-	1,  // 24: kata.agent.v1.Agent.Details:input_type -> kata.agent.v1.DetailsRequest
-	4,  // 25: kata.agent.v1.Agent.SetupSandbox:input_type -> kata.agent.v1.SetupSandboxRequest
-	13, // 26: kata.agent.v1.Agent.UpdateNetwork:input_type -> kata.agent.v1.UpdateNetworkRequest
-	15, // 27: kata.agent.v1.Agent.SetTime:input_type -> kata.agent.v1.SetTimeRequest
-	17, // 28: kata.agent.v1.Agent.AddEntropy:input_type -> kata.agent.v1.AddEntropyRequest
-	20, // 29: kata.agent.v1.Agent.CreateContainer:input_type -> kata.agent.v1.CreateContainerRequest
-	23, // 30: kata.agent.v1.Agent.CreateExec:input_type -> kata.agent.v1.CreateExecRequest
-	25, // 31: kata.agent.v1.Agent.StartProcess:input_type -> kata.agent.v1.StartProcessRequest
-	27, // 32: kata.agent.v1.Agent.SignalProcess:input_type -> kata.agent.v1.SignalProcessRequest
-	29, // 33: kata.agent.v1.Agent.WaitProcess:input_type -> kata.agent.v1.WaitProcessRequest
-	31, // 34: kata.agent.v1.Agent.ResizeTerminal:input_type -> kata.agent.v1.ResizeTerminalRequest
-	33, // 35: kata.agent.v1.Agent.DeleteProcess:input_type -> kata.agent.v1.DeleteProcessRequest
-	35, // 36: kata.agent.v1.Agent.DeleteContainer:input_type -> kata.agent.v1.DeleteContainerRequest
-	37, // 37: kata.agent.v1.Agent.PauseContainer:input_type -> kata.agent.v1.PauseContainerRequest
-	39, // 38: kata.agent.v1.Agent.ResumeContainer:input_type -> kata.agent.v1.ResumeContainerRequest
-	41, // 39: kata.agent.v1.Agent.UpdateContainer:input_type -> kata.agent.v1.UpdateContainerRequest
-	43, // 40: kata.agent.v1.Agent.StatsContainer:input_type -> kata.agent.v1.StatsContainerRequest
-	50, // 41: kata.agent.v1.Agent.ListProcesses:input_type -> kata.agent.v1.ListProcessesRequest
-	53, // 42: kata.agent.v1.Agent.NextEvent:input_type -> kata.agent.v1.NextEventRequest
-	55, // 43: kata.agent.v1.Agent.Shutdown:input_type -> kata.agent.v1.ShutdownRequest
-	2,  // 44: kata.agent.v1.Agent.Details:output_type -> kata.agent.v1.DetailsResponse
-	5,  // 45: kata.agent.v1.Agent.SetupSandbox:output_type -> kata.agent.v1.SetupSandboxResponse
-	14, // 46: kata.agent.v1.Agent.UpdateNetwork:output_type -> kata.agent.v1.UpdateNetworkResponse
-	16, // 47: kata.agent.v1.Agent.SetTime:output_type -> kata.agent.v1.SetTimeResponse
-	18, // 48: kata.agent.v1.Agent.AddEntropy:output_type -> kata.agent.v1.AddEntropyResponse
-	22, // 49: kata.agent.v1.Agent.CreateContainer:output_type -> kata.agent.v1.CreateContainerResponse
-	24, // 50: kata.agent.v1.Agent.CreateExec:output_type -> kata.agent.v1.CreateExecResponse
-	26, // 51: kata.agent.v1.Agent.StartProcess:output_type -> kata.agent.v1.StartProcessResponse
-	28, // 52: kata.agent.v1.Agent.SignalProcess:output_type -> kata.agent.v1.SignalProcessResponse
-	30, // 53: kata.agent.v1.Agent.WaitProcess:output_type -> kata.agent.v1.WaitProcessResponse
-	32, // 54: kata.agent.v1.Agent.ResizeTerminal:output_type -> kata.agent.v1.ResizeTerminalResponse
-	34, // 55: kata.agent.v1.Agent.DeleteProcess:output_type -> kata.agent.v1.DeleteProcessResponse
-	36, // 56: kata.agent.v1.Agent.DeleteContainer:output_type -> kata.agent.v1.DeleteContainerResponse
-	38, // 57: kata.agent.v1.Agent.PauseContainer:output_type -> kata.agent.v1.PauseContainerResponse
-	40, // 58: kata.agent.v1.Agent.ResumeContainer:output_type -> kata.agent.v1.ResumeContainerResponse
-	42, // 59: kata.agent.v1.Agent.UpdateContainer:output_type -> kata.agent.v1.UpdateContainerResponse
-	44, // 60: kata.agent.v1.Agent.StatsContainer:output_type -> kata.agent.v1.StatsContainerResponse
-	51, // 61: kata.agent.v1.Agent.ListProcesses:output_type -> kata.agent.v1.ListProcessesResponse
-	54, // 62: kata.agent.v1.Agent.NextEvent:output_type -> kata.agent.v1.NextEventResponse
-	56, // 63: kata.agent.v1.Agent.Shutdown:output_type -> kata.agent.v1.ShutdownResponse
-	44, // [44:64] is the sub-list for method output_type
-	24, // [24:44] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	25, // 15: kata.agent.v1.WriteVolumeRequest.files:type_name -> kata.agent.v1.VolumeFile
+	19, // 16: kata.agent.v1.CreateExecRequest.stdio:type_name -> kata.agent.v1.Stdio
+	48, // 17: kata.agent.v1.StatsContainerResponse.cpu:type_name -> kata.agent.v1.CPUStats
+	49, // 18: kata.agent.v1.StatsContainerResponse.memory:type_name -> kata.agent.v1.MemoryStats
+	50, // 19: kata.agent.v1.StatsContainerResponse.pids:type_name -> kata.agent.v1.PidsStats
+	51, // 20: kata.agent.v1.StatsContainerResponse.io:type_name -> kata.agent.v1.IOStats
+	52, // 21: kata.agent.v1.StatsContainerResponse.network:type_name -> kata.agent.v1.NetworkStats
+	63, // 22: kata.agent.v1.MemoryStats.stat:type_name -> kata.agent.v1.MemoryStats.StatEntry
+	55, // 23: kata.agent.v1.ListProcessesResponse.processes:type_name -> kata.agent.v1.Process
+	0,  // 24: kata.agent.v1.NextEventResponse.kind:type_name -> kata.agent.v1.NextEventResponse.Kind
+	1,  // 25: kata.agent.v1.Agent.Details:input_type -> kata.agent.v1.DetailsRequest
+	4,  // 26: kata.agent.v1.Agent.SetupSandbox:input_type -> kata.agent.v1.SetupSandboxRequest
+	13, // 27: kata.agent.v1.Agent.UpdateNetwork:input_type -> kata.agent.v1.UpdateNetworkRequest
+	15, // 28: kata.agent.v1.Agent.SetTime:input_type -> kata.agent.v1.SetTimeRequest
+	17, // 29: kata.agent.v1.Agent.AddEntropy:input_type -> kata.agent.v1.AddEntropyRequest
+	23, // 30: kata.agent.v1.Agent.WriteVolume:input_type -> kata.agent.v1.WriteVolumeRequest
+	20, // 31: kata.agent.v1.Agent.CreateContainer:input_type -> kata.agent.v1.CreateContainerRequest
+	26, // 32: kata.agent.v1.Agent.CreateExec:input_type -> kata.agent.v1.CreateExecRequest
+	28, // 33: kata.agent.v1.Agent.StartProcess:input_type -> kata.agent.v1.StartProcessRequest
+	30, // 34: kata.agent.v1.Agent.SignalProcess:input_type -> kata.agent.v1.SignalProcessRequest
+	32, // 35: kata.agent.v1.Agent.WaitProcess:input_type -> kata.agent.v1.WaitProcessRequest
+	34, // 36: kata.agent.v1.Agent.ResizeTerminal:input_type -> kata.agent.v1.ResizeTerminalRequest
+	36, // 37: kata.agent.v1.Agent.DeleteProcess:input_type -> kata.agent.v1.DeleteProcessRequest
+	38, // 38: kata.agent.v1.Agent.DeleteContainer:input_type -> kata.agent.v1.DeleteContainerRequest
+	40, // 39: kata.agent.v1.Agent.PauseContainer:input_type -> kata.agent.v1.PauseContainerRequest
+	42, // 40: kata.agent.v1.Agent.ResumeContainer:input_type -> kata.agent.v1.ResumeContainerRequest
+	44, // 41: kata.agent.v1.Agent.UpdateContainer:input_type -> kata.agent.v1.UpdateContainerRequest
+	46, // 42: kata.agent.v1.Agent.StatsContainer:input_type -> kata.agent.v1.StatsContainerRequest
+	53, // 43: kata.agent.v1.Agent.ListProcesses:input_type -> kata.agent.v1.ListProcessesRequest
+	56, // 44: kata.agent.v1.Agent.NextEvent:input_type -> kata.agent.v1.NextEventRequest
+	58, // 45: kata.agent.v1.Agent.Shutdown:input_type -> kata.agent.v1.ShutdownRequest
+	2,  // 46: kata.agent.v1.Agent.Details:output_type -> kata.agent.v1.DetailsResponse
+	5,  // 47: kata.agent.v1.Agent.SetupSandbox:output_type -> kata.agent.v1.SetupSandboxResponse
+	14, // 48: kata.agent.v1.Agent.UpdateNetwork:output_type -> kata.agent.v1.UpdateNetworkResponse
+	16, // 49: kata.agent.v1.Agent.SetTime:output_type -> kata.agent.v1.SetTimeResponse
+	18, // 50: kata.agent.v1.Agent.AddEntropy:output_type -> kata.agent.v1.AddEntropyResponse
+	24, // 51: kata.agent.v1.Agent.WriteVolume:output_type -> kata.agent.v1.WriteVolumeResponse
+	22, // 52: kata.agent.v1.Agent.CreateContainer:output_type -> kata.agent.v1.CreateContainerResponse
+	27, // 53: kata.agent.v1.Agent.CreateExec:output_type -> kata.agent.v1.CreateExecResponse
+	29, // 54: kata.agent.v1.Agent.StartProcess:output_type -> kata.agent.v1.StartProcessResponse
+	31, // 55: kata.agent.v1.Agent.SignalProcess:output_type -> kata.agent.v1.SignalProcessResponse
+	33, // 56: kata.agent.v1.Agent.WaitProcess:output_type -> kata.agent.v1.WaitProcessResponse
+	35, // 57: kata.agent.v1.Agent.ResizeTerminal:output_type -> kata.agent.v1.ResizeTerminalResponse
+	37, // 58: kata.agent.v1.Agent.DeleteProcess:output_type -> kata.agent.v1.DeleteProcessResponse
+	39, // 59: kata.agent.v1.Agent.DeleteContainer:output_type -> kata.agent.v1.DeleteContainerResponse
+	41, // 60: kata.agent.v1.Agent.PauseContainer:output_type -> kata.agent.v1.PauseContainerResponse
+	43, // 61: kata.agent.v1.Agent.ResumeContainer:output_type -> kata.agent.v1.ResumeContainerResponse
+	45, // 62: kata.agent.v1.Agent.UpdateContainer:output_type -> kata.agent.v1.UpdateContainerResponse
+	47, // 63: kata.agent.v1.Agent.StatsContainer:output_type -> kata.agent.v1.StatsContainerResponse
+	54, // 64: kata.agent.v1.Agent.ListProcesses:output_type -> kata.agent.v1.ListProcessesResponse
+	57, // 65: kata.agent.v1.Agent.NextEvent:output_type -> kata.agent.v1.NextEventResponse
+	59, // 66: kata.agent.v1.Agent.Shutdown:output_type -> kata.agent.v1.ShutdownResponse
+	46, // [46:67] is the sub-list for method output_type
+	25, // [25:46] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3796,7 +3989,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   60,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

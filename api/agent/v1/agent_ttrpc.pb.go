@@ -13,6 +13,7 @@ type AgentService interface {
 	UpdateNetwork(context.Context, *UpdateNetworkRequest) (*UpdateNetworkResponse, error)
 	SetTime(context.Context, *SetTimeRequest) (*SetTimeResponse, error)
 	AddEntropy(context.Context, *AddEntropyRequest) (*AddEntropyResponse, error)
+	WriteVolume(context.Context, *WriteVolumeRequest) (*WriteVolumeResponse, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
 	CreateExec(context.Context, *CreateExecRequest) (*CreateExecResponse, error)
 	StartProcess(context.Context, *StartProcessRequest) (*StartProcessResponse, error)
@@ -67,6 +68,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.AddEntropy(ctx, &req)
+			},
+			"WriteVolume": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req WriteVolumeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.WriteVolume(ctx, &req)
 			},
 			"CreateContainer": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req CreateContainerRequest
@@ -222,6 +230,14 @@ func (c *agentClient) SetTime(ctx context.Context, req *SetTimeRequest) (*SetTim
 func (c *agentClient) AddEntropy(ctx context.Context, req *AddEntropyRequest) (*AddEntropyResponse, error) {
 	var resp AddEntropyResponse
 	if err := c.client.Call(ctx, "kata.agent.v1.Agent", "AddEntropy", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) WriteVolume(ctx context.Context, req *WriteVolumeRequest) (*WriteVolumeResponse, error) {
+	var resp WriteVolumeResponse
+	if err := c.client.Call(ctx, "kata.agent.v1.Agent", "WriteVolume", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -164,7 +164,7 @@ func watch(out io.Writer, path string) error {
 	if _, err := unix.InotifyAddWatch(fd, path, mask); err != nil {
 		return err
 	}
-	fmt.Fprintln(out, "watching")
+	fmt.Fprintln(out, path, "watched")
 	buf := make([]byte, 4096)
 	for {
 		n, err := unix.Read(fd, buf)
@@ -181,7 +181,7 @@ func watch(out io.Writer, path string) error {
 					what = append(what, e.name)
 				}
 			}
-			fmt.Fprintln(out, strings.Join(what, ","), string(name))
+			fmt.Fprintln(out, path, strings.Join(what, ","), string(name))
 		}
 	}
 }
