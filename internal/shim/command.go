@@ -14,6 +14,7 @@ package shim
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -98,7 +99,11 @@ func (c command) start() error {
 	if err != nil {
 		return fmt.Errorf("directory of the container: %w", err)
 	}
-	address, err := launch(ctx, c, params, dir)
+	leader, forSandbox, err := group(c.id, dir)
+	if err != nil {
+		return err
+	}
+	address, err := launch(ctx, c, params, leader, dir)
 	if err != nil {
 		return err
 	}
@@ -106,14 +111,29 @@ func (c command) start() error {
 	if err := os.WriteFile(filepath.Join(dir, "address"), []byte(address), 0o600); err != nil {
 		return fmt.Errorf("write the address: %w", err)
 	}
-	if !params.results {
-		_, err = io.WriteString(c.stdout, address)
-		return err
-	}
-	b, err := proto.Marshal(&bootstrap.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"})
+	b, err := answer(address, params.results, forSandbox)
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
 	}
 	_, err = c.stdout.Write(b)
 	return err
+}
+
+// answer tells the address in the way that containerd reads: a message, from 2.3 on;
+// JSON, from 2.0 on, which is sure for a sandbox only, and which has to be told the
+// version of the API there; or as it is.
+func answer(address string, results, forSandbox bool) ([]byte, error) {
+	const version, protocol = 3, "ttrpc"
+	switch {
+	case results:
+		return proto.Marshal(&bootstrap.BootstrapResult{Version: version, Address: address, Protocol: protocol})
+	case forSandbox:
+		return json.Marshal(struct {
+			Version  int    `json:"version"`
+			Address  string `json:"address"`
+			Protocol string `json:"protocol"`
+		}{version, address, protocol})
+	default:
+		return []byte(address), nil
+	}
 }

@@ -34,18 +34,23 @@ const scheme = "unix://"
 // events.
 const ttrpcAddressEnv = "TTRPC_ADDRESS"
 
-// launch starts the shim for the container in dir, unless the pod that it
-// belongs to has one, and returns the address.
-func launch(ctx context.Context, c command, p parameters, dir string) (address string, err error) {
-	leader := c.id
+// group is the id that the sandbox goes by of what is to be started in dir: a
+// container, or (forSandbox) a sandbox as such, for which there is no spec.
+func group(id, dir string) (leader string, forSandbox bool, err error) {
 	sp, err := spec.Load(dir)
 	switch {
 	case err == nil:
-		leader = pod.Group(c.id, sp.Annotations)
-	case !errors.Is(err, fs.ErrNotExist):
-		return "", err
-	default: // no container: a sandbox, which the controller makes
+		return pod.Group(id, sp.Annotations), false, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return id, true, nil
+	default:
+		return "", false, err
 	}
+}
+
+// launch starts the shim of a sandbox for the container in dir, unless the sandbox
+// has one, and returns the address.
+func launch(ctx context.Context, c command, p parameters, leader, dir string) (address string, err error) {
 	if leader != c.id {
 		return join(ctx, c.id, leader, dir)
 	}

@@ -191,6 +191,12 @@ func TestFaults(t *testing.T) {
 				id := p.start(t, config)
 				harness.Poll(t, "it has begun", func() bool { return p.log(t, "main.log") == "started" })
 				fault.end(t, p, id)
+				if c.runtime == sandboxer.name {
+					harness.Poll(t, "the pod says why", func() bool {
+						r, err := p.PodSandboxStatus(t.Context(), &runtime.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
+						return err == nil && "kata: "+r.Info["reason"] == fault.want
+					})
+				}
 				s := p.ends(t, id)
 				if s.ExitCode != 255 {
 					t.Errorf("exit code %d, want 255", s.ExitCode)

@@ -23,8 +23,8 @@ import (
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
-	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/failure"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -186,15 +186,11 @@ func (c *Controller) Wait(ctx context.Context, r *api.WaitSandboxRequest) (*api.
 	return resp, nil
 }
 
-// info is what `crictl inspectp` shows, beside what containerd knows itself.
-// Some of the names are those of containerd's own sandboxer.
+// info is what the CRI itself reads of Status, by the names of containerd's own
+// sandboxer.
 type info struct {
 	PID    int    `json:"pid"`
 	Status string `json:"processStatus"`
-	// Reason is why the sandbox ended, when nobody has stopped it.
-	Reason string `json:"reason,omitempty"`
-	Kernel string `json:"guestKernel,omitempty"`
-	Accel  string `json:"accelerator,omitempty"`
 }
 
 // Status tells how the sandbox is.
@@ -211,28 +207,29 @@ func (c *Controller) Status(_ context.Context, r *api.SandboxStatusRequest) (*ap
 		return nil, err
 	}
 	st := sb.Info()
-	i := info{PID: st.VMMPID, Status: "running", Kernel: st.Kernel, Accel: st.Accel}
+	i, reason := info{PID: st.VMMPID, Status: "running"}, ""
 	resp.Pid, resp.CreatedAt = uint32(st.VMMPID), timestamppb.New(started)
 	select {
 	case <-sb.Dead():
 		at, why := sb.Death()
-		resp.Pid, resp.ExitedAt = 0, timestamppb.New(at)
-		i.PID, i.Status = 0, "stopped"
+		i, resp.Pid, resp.ExitedAt = info{Status: "stopped"}, 0, timestamppb.New(at)
 		if why != nil {
-			i.Reason = printable.Text(why.Error(), 2000)
+			reason = failure.Line(why)
 		}
 	default:
 		resp.State = ready
 	}
-	if r.GetVerbose() {
-		b, err := json.Marshal(i)
-		if err != nil {
-			return nil, fmt.Errorf("status of sandbox %s: %w", c.id, err)
-		}
-		resp.Info = map[string]string{"info": string(b)}
-		if i.Reason != "" {
-			resp.Info["reason"] = i.Reason
-		}
+	if !r.GetVerbose() {
+		return resp, nil
+	}
+	b, err := json.Marshal(i)
+	if err != nil {
+		return nil, fmt.Errorf("status of sandbox %s: %w", c.id, err)
+	}
+	// The rest is for people: `crictl inspectp` shows it.
+	resp.Info = map[string]string{"info": string(b), "guestKernel": st.Kernel, "accelerator": st.Accel}
+	if reason != "" {
+		resp.Info["reason"] = reason
 	}
 	return resp, nil
 }
