@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -351,7 +353,11 @@ func TestExec(t *testing.T) {
 					// before it reads: with runc as well, now and then.
 					script := fmt.Sprintf("echo %d; sleep 0.5; exit %d", i, i%100)
 					cmd := c.Ctr(t.Context(), "tasks", "exec", "--fifo-dir", c.Fifos, "--exec-id", fmt.Sprintf("p%d", i), id, "sh", "-c", script)
-					out, _ := cmd.Output()
+					out, err := cmd.Output()
+					exit, _ := errors.AsType[*exec.ExitError](err)
+					if exit != nil && len(exit.Stderr) > 0 {
+						t.Errorf("exec %d: %s", i, exit.Stderr)
+					}
 					got <- fmt.Sprintf("%s%d", out, cmd.ProcessState.ExitCode())
 				}()
 			}
