@@ -94,7 +94,11 @@ func (r *runner) configure(ctx context.Context, rt runtime) (string, error) {
 			return "", err
 		}
 	}
-	if err := r.linkPlugins(); err != nil {
+	plugins := []string{"/usr/lib/cni/*", filepath.Join(r.programs.tests, "*-fp"), filepath.Join(r.programs.tests, "loopback-v2")}
+	if err := link(usualPlugins, plugins...); err != nil {
+		return "", err
+	}
+	if err := link(r.bin(), filepath.Join(r.programs.tests, "*"), filepath.Join(r.programs.release.Dir, "c*-shim-*"), filepath.Join(r.programs.release.Dir, "ctr")); err != nil {
 		return "", err
 	}
 	runtimes := fmt.Sprintf(criConfig, rt.name, failing)
@@ -106,12 +110,8 @@ func (r *runner) configure(ctx context.Context, rt runtime) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	bin := filepath.Join(r.dir, "bin")
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		return "", err
-	}
 	script := fmt.Sprintf(startContainerd, defaults, filepath.Join(r.programs.release.Dir, "containerd"))
-	return config, os.WriteFile(filepath.Join(bin, "containerd"), []byte(script), 0o755)
+	return config, os.WriteFile(filepath.Join(r.bin(), "containerd"), []byte(script), 0o755)
 }
 
 // install writes a configuration, and kata puts itself in, as for a user.
@@ -130,19 +130,22 @@ func (r *runner) install(ctx context.Context, name, text string) (string, error)
 	return config, nil
 }
 
-// linkPlugins puts the CNI plugins of Debian and those of the suite where
-// containerd looks for them.
-func (r *runner) linkPlugins() error {
-	if err := os.MkdirAll(usualPlugins, 0o755); err != nil {
+// bin is the directory of all of containerd's programs, as its build leaves them
+// and some tests expect them, with a script in containerd's place.
+func (r *runner) bin() string { return filepath.Join(r.dir, "bin") }
+
+// link makes links in dir to the files that match.
+func link(dir string, patterns ...string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	for _, pattern := range []string{"/usr/lib/cni/*", filepath.Join(r.programs.tests, "*-fp"), filepath.Join(r.programs.tests, "loopback-v2")} {
+	for _, pattern := range patterns {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			return err
 		}
 		for _, f := range found {
-			if err := os.Symlink(f, filepath.Join(usualPlugins, filepath.Base(f))); err != nil && !errors.Is(err, fs.ErrExist) {
+			if err := os.Symlink(f, filepath.Join(dir, filepath.Base(f))); err != nil && !errors.Is(err, fs.ErrExist) {
 				return err
 			}
 		}

@@ -48,6 +48,10 @@ func images(ctx context.Context) (map[string]image, error) {
 	if err != nil {
 		return nil, err
 	}
+	alpine, err := derive(busybox, v1.Config{}, entry{name: "etc/os-release", data: "NAME=\"Alpine Linux\"\nID=alpine\n"})
+	if err != nil {
+		return nil, err
+	}
 	copyUp, err := derive(busybox, v1.Config{Volumes: map[string]struct{}{"/test_dir": {}, "C:/weird_test_dir": {}, "/:colon_prefixed": {}}},
 		entry{name: "test_dir/"}, entry{name: "test_dir/test_file", data: "test_content\n"},
 		entry{name: "C:/"}, entry{name: "C:/weird_test_dir/"}, entry{name: "C:/weird_test_dir/weird_test_file", data: "test_content\n"},
@@ -68,7 +72,7 @@ func images(ctx context.Context) (map[string]image, error) {
 		return nil, err
 	}
 	return map[string]image{
-		"ghcr.io/containerd/alpine:3.14.0":                       {Image: busybox, key: "alpine"},
+		"ghcr.io/containerd/alpine:3.14.0":                       {Image: alpine, key: "alpine"},
 		"ghcr.io/containerd/busybox:1.36":                        {Image: busybox, key: "busybox", digestKey: "BusyBoxByDigest"},
 		"registry.k8s.io/e2e-test-images/busybox:1.29-2":         {Image: busybox},
 		"registry.k8s.io/pause:3.10.2":                           {Image: base["pause"], key: "pause"},

@@ -134,7 +134,7 @@ func (r *runner) start(ctx context.Context, rt runtime, name string, args ...str
 			return "", err
 		}
 		defer d.stop()
-		args = append(args, "-cri-endpoint=unix://"+d.address, "-runtime-handler="+rt.name, "-containerd-bin=containerd", "-build-dir="+r.programs.tests)
+		args = append(args, "-cri-endpoint=unix://"+d.address, "-runtime-handler="+rt.name, "-containerd-bin=containerd", "-build-dir="+r.bin())
 	} else {
 		args = append(args, "-test.root", "-no-criu")
 	}
@@ -165,7 +165,7 @@ func (r *runner) start(ctx context.Context, rt runtime, name string, args ...str
 
 // environment is that of containerd and of the suites.
 func (r *runner) environment(more ...string) []string {
-	path := strings.Join([]string{filepath.Join(r.dir, "bin"), r.programs.release.Dir, r.programs.tests, r.env.Bin, os.Getenv("PATH")}, ":")
+	path := strings.Join([]string{r.bin(), r.programs.release.Dir, r.programs.tests, r.env.Bin, os.Getenv("PATH")}, ":")
 	return append(append(os.Environ(), "PATH="+path, "SSL_CERT_FILE="+r.registry.certificate, "KATA_CONF_FILE="+r.env.Config), more...)
 }
 
