@@ -126,7 +126,7 @@ func run(started time.Duration) error {
 		log: logger, logs: logs, modules: modules,
 		reaper:  reap.New(),
 		groups:  cgroup.Hierarchy{Root: cgroupRoot},
-		network: network.NewStack(),
+		network: network.NewStack(logger),
 		events:  newEvents(),
 		debug:   cmdline.Get("kata.debug") != "",
 		life:    life,

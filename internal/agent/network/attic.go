@@ -12,6 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ownNS is the calling thread's network namespace.
+const ownNS = "/proc/thread-self/ns/net"
+
+// within runs f on a thread in the network namespace.
+func within(ns *os.File, f func() error) error {
+	return thread.Run(func() error {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace: %w", err)
+		}
+		return f()
+	})
+}
+
 // attic is a network namespace for devices that have no interface, where nobody
 // sees them. It is made for the first one.
 type attic struct{ ns *os.File }
@@ -25,7 +38,7 @@ func (a *attic) open() error {
 			return fmt.Errorf("unshare: %w", err)
 		}
 		var err error
-		a.ns, err = os.Open("/proc/thread-self/ns/net")
+		a.ns, err = os.Open(ownNS)
 		return err
 	})
 	if err != nil {
@@ -59,15 +72,12 @@ func (a *attic) take(device net.HardwareAddr) error {
 	if a.ns == nil {
 		return nil
 	}
-	here, err := os.Open("/proc/thread-self/ns/net")
+	here, err := os.Open(ownNS)
 	if err != nil {
 		return err
 	}
 	defer here.Close()
-	err = thread.Run(func() error {
-		if err := unix.Setns(int(a.ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter network namespace: %w", err)
-		}
+	err = within(a.ns, func() error {
 		links, err := rtnl.Links()
 		if err != nil {
 			return err

@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"time"
@@ -43,25 +45,45 @@ func LoopbackUp() error {
 // Stack is the guest's network as far as it is the host's doing. What else is in
 // there, containers have made, and it is left alone.
 type Stack struct {
+	log   *slog.Logger
 	turn  chan struct{} // holds a token while Apply is at work
 	have  state         // of whoever has put the token in
 	attic attic         // the same
 }
 
 // NewStack returns one with nothing in it.
-func NewStack() *Stack { return &Stack{turn: make(chan struct{}, 1)} }
+func NewStack(log *slog.Logger) *Stack { return &Stack{log: log, turn: make(chan struct{}, 1)} }
 
 // Apply brings the guest to the state that n describes, and takes away what
 // earlier ones described and n does not. To do it again changes nothing. The
 // drivers of the interfaces must be loaded; the interfaces may take some time to
-// appear.
+// appear. Idle devices go out of sight a moment later.
 func (s *Stack) Apply(ctx context.Context, n *agentv1.Network) error {
 	select {
 	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if err := s.apply(ctx, n); err != nil || len(s.have.idle) == 0 {
+		<-s.turn
+		return err
+	}
+	here, err := os.Open(ownNS)
+	if err != nil {
+		<-s.turn
+		return err
+	}
+	go func() { // the next Apply waits for it
+		defer func() { <-s.turn }()
+		defer here.Close()
+		if err := within(here, s.hideIdle); err != nil {
+			s.log.Warn("a spare network device can be seen", "err", err)
+		}
+	}()
+	return nil
+}
+
+func (s *Stack) apply(ctx context.Context, n *agentv1.Network) error {
 	want, err := s.parse(ctx, n)
 	if err != nil {
 		return err
@@ -72,13 +94,32 @@ func (s *Stack) Apply(ctx context.Context, n *agentv1.Network) error {
 	if err := withdraw(had, want); err != nil {
 		return err
 	}
-	if err := s.clear(had, want); err != nil {
-		return err
+	for _, i := range had.interfaces {
+		if want.at(i.index) != nil {
+			continue
+		}
+		if err := s.attic.put(i.index, i.device); err != nil {
+			return fmt.Errorf("interface %s: %w", i.name, err)
+		}
 	}
 	if err := want.make(had); err != nil {
 		return err
 	}
 	s.have = want
+	return nil
+}
+
+// hideIdle takes devices away that have no interface.
+func (s *Stack) hideIdle() error {
+	for _, device := range s.have.idle {
+		index, err := lookFor(device)
+		if err == nil && index != 0 { // else it is out of sight already
+			err = s.attic.put(index, device)
+		}
+		if err != nil {
+			return fmt.Errorf("device %v: %w", device, err)
+		}
+	}
 	return nil
 }
 
@@ -135,29 +176,6 @@ func withdraw(had, want state) error {
 			if err := rtnl.DeleteRoute(r); err != nil {
 				return fmt.Errorf("delete route to %v: %w", r.Destination, err)
 			}
-		}
-	}
-	return nil
-}
-
-// clear takes devices away that have no interface, or none any more.
-func (s *Stack) clear(had, want state) error {
-	for _, i := range had.interfaces {
-		if want.at(i.index) != nil {
-			continue
-		}
-		if err := s.attic.put(i.index, i.device); err != nil {
-			return fmt.Errorf("interface %s: %w", i.name, err)
-		}
-	}
-	for _, device := range want.idle {
-		// Before its driver is there it cannot be seen anyhow.
-		index, err := lookFor(device)
-		if err == nil && index != 0 {
-			err = s.attic.put(index, device)
-		}
-		if err != nil {
-			return fmt.Errorf("device %v: %w", device, err)
 		}
 	}
 	return nil

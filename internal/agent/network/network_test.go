@@ -2,6 +2,7 @@ package network
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
 	"runtime"
@@ -75,6 +76,17 @@ func dump(t *testing.T) []string {
 		}
 	}
 	return lines
+}
+
+func newStack(t *testing.T) *Stack {
+	t.Helper()
+	return NewStack(slog.New(slog.NewTextHandler(t.Output(), nil)))
+}
+
+// settle waits for what Apply has left to do.
+func (s *Stack) settle() {
+	s.turn <- struct{}{}
+	<-s.turn
 }
 
 func hop(device, gateway string) []*agentv1.Hop {
@@ -168,7 +180,7 @@ func TestApply(t *testing.T) {
 		{Name: "eth0", Mac: mac1, Addresses: []*agentv1.Address{{Prefix: "10.9.0.6/24"}}}, {Name: "net1", Mac: mac0},
 	}}
 	inNetwork(t, func(t *testing.T) {
-		s := NewStack()
+		s := newStack(t)
 		for _, step := range []struct {
 			name string
 			to   *agentv1.Network
@@ -184,7 +196,9 @@ func TestApply(t *testing.T) {
 			{"none", &agentv1.Network{}, nil},
 			{"swapped", swapped, []string{"net1 DOWN " + mac0 + " up", "eth0 DOWN " + mac1 + " up", "3: eth0 inet 10.9.0.6/24 scope global noprefixroute eth0"}},
 		} {
-			if err := s.Apply(t.Context(), step.to); err != nil {
+			err := s.Apply(t.Context(), step.to)
+			s.settle()
+			if err != nil {
 				t.Errorf("%s: %v", step.name, err)
 			} else if diff := cmp.Diff(step.want, dump(t)); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", step.name, diff)
@@ -197,7 +211,7 @@ func TestApply(t *testing.T) {
 // host changes that.
 func TestOthers(t *testing.T) {
 	inNetwork(t, func(t *testing.T) {
-		s := NewStack()
+		s := newStack(t)
 		if err := s.Apply(t.Context(), one()); err != nil {
 			t.Error(err)
 			return
@@ -218,7 +232,7 @@ func TestOthers(t *testing.T) {
 // TestFailure: what an attempt that fails has made goes with the next state.
 func TestFailure(t *testing.T) {
 	inNetwork(t, func(t *testing.T) {
-		s := NewStack()
+		s := newStack(t)
 		n := two()
 		n.Routes = append(n.Routes, &agentv1.Route{Destination: "10.55.0.0/16", Hops: hop("net1", "192.0.2.1"), Family: unix.AF_INET})
 		if err := s.Apply(t.Context(), n); !errors.Is(err, unix.ENETUNREACH) {
@@ -259,7 +273,7 @@ func TestInvalid(t *testing.T) {
 			{"rule", &agentv1.Network{Rules: []*agentv1.Rule{{Family: unix.AF_INET, Source: "x"}}}},
 			{"neighbour", &agentv1.Network{Neighbors: []*agentv1.Neighbor{{Device: "lo", Address: "x"}}}},
 		} {
-			if err := NewStack().Apply(t.Context(), tt.n); !errors.Is(err, ErrInvalid) {
+			if err := newStack(t).Apply(t.Context(), tt.n); !errors.Is(err, ErrInvalid) {
 				t.Errorf("%s: got %v", tt.name, err)
 			}
 		}
