@@ -10,15 +10,22 @@ import (
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
+
+// ownGroups keeps our groups of interfaces apart from those that people number.
+const ownGroups = 1 << 30
 
 // Attachment is the junction of a namespace with a virtual machine. It is used by
 // one goroutine at a time; that of Follow is one, until its end.
 type Attachment struct {
 	ns   *os.File
 	nics []*nic
-	told *agentv1.Network // what the guest was told last
+	// group is that of the interfaces that are our taps, and of no others in the
+	// namespace: the index of the first.
+	group int
+	told  *agentv1.Network // what the guest was told last
 }
 
 // nic is a network device of the machine, and what it is joined to.
@@ -112,6 +119,16 @@ func (a *Attachment) addNIC(mac net.HardwareAddr) (*nic, error) {
 	}
 	n := &nic{file: f, tap: name, mac: mac}
 	a.nics = append(a.nics, n)
+	tap, err := netlink.LinkByName(name)
+	if err == nil {
+		if a.group == 0 {
+			a.group = tap.Attrs().Index | ownGroups
+		}
+		err = netlink.LinkSetGroup(tap, a.group)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("tap device: %w", err)
+	}
 	return n, nil
 }
 
@@ -368,16 +385,18 @@ func (a *Attachment) detach() error {
 	var errs []error
 	for _, n := range a.nics {
 		errs = append(errs, n.leave())
-		// Deleted, though it would go with its last user: that may be a VMM
-		// which does not end.
-		var gone netlink.LinkNotFoundError
-		tap, err := netlink.LinkByName(n.tap)
-		if err == nil {
-			err = netlink.LinkDel(tap)
-		}
-		if err != nil && !errors.As(err, &gone) && !errors.Is(err, unix.ENODEV) {
-			errs = append(errs, fmt.Errorf("delete tap device: %w", err))
-		}
+	}
+	if a.group == 0 {
+		return errors.Join(errs...) // before there was any
+	}
+	// Deleted, though they would go with their last user: that may be a VMM
+	// which does not end. All at once, as the kernel takes its time for each
+	// step, not for each device.
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(uint32(a.group))))
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
+		errs = append(errs, fmt.Errorf("delete tap devices: %w", err))
 	}
 	return errors.Join(errs...)
 }

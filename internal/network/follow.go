@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"google.golang.org/protobuf/proto"
@@ -81,6 +82,7 @@ func (f *Follower) update(ctx context.Context) error {
 	if nw == nil || proto.Equal(nw, f.a.told) {
 		return err
 	}
+	begun := time.Now()
 	if terr := f.tell(ctx, nw); terr != nil {
 		return errors.Join(err, fmt.Errorf("tell the guest of its network: %w", terr))
 	}
@@ -89,6 +91,6 @@ func (f *Follower) update(ctx context.Context) error {
 	for _, i := range nw.GetInterfaces() {
 		names = append(names, i.GetName())
 	}
-	f.log.Info("the guest's network has changed", "interfaces", names)
+	f.log.Info("the guest's network has changed", "interfaces", names, "dur", time.Since(begun))
 	return err
 }
