@@ -66,7 +66,15 @@ func (c command) collect(ctx context.Context, bundle string, resp *task.DeleteRe
 		return err
 	}
 	state := loaded.Config.Runtime.StateDir
-	if st, err := report.Read(state, rec.Sandbox); err == nil {
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	st, err := report.Read(state, rec.Sandbox)
+	if err != nil { // it has been removed, for another container of the pod
+		st, err = report.Read(filepath.Dir(bundle), filepath.Base(bundle))
+	}
+	if err == nil {
+		if !st.Alive {
+			tellOthers(bundle, st, log)
+		}
 		resp.Pid = uint32(st.VMMPID)
 		for _, cs := range st.Containers {
 			if cs.ID == c.id && cs.Exit != nil { // it had ended before the shim did
@@ -74,7 +82,6 @@ func (c command) collect(ctx context.Context, bundle string, resp *task.DeleteRe
 			}
 		}
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	alive, err := cleanup.Collect(ctx, filepath.Join(state, rec.Sandbox), log, nil)
 	if err != nil {
 		return fmt.Errorf("remove what the shim of %s has left: %w", rec.Sandbox, err)
@@ -86,4 +93,19 @@ func (c command) collect(ctx context.Context, bundle string, resp *task.DeleteRe
 		return fmt.Errorf("remove the shim's socket: %w", err)
 	}
 	return nil
+}
+
+// tellOthers leaves what the sandbox has said of itself with the other containers
+// of the pod: `delete` is called for each, at the same time or much later, and
+// how a container ended before the shim did is to be told for all.
+func tellOthers(bundle string, st report.Sandbox, log *slog.Logger) {
+	for _, c := range st.Containers {
+		if c.Bundle == bundle || filepath.Dir(c.Bundle) != filepath.Dir(bundle) {
+			continue
+		}
+		// One that has been deleted has no bundle.
+		if err := report.Write(c.Bundle, st); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			log.Warn("the exit code of a container is lost", "container", c.ID, "error", err)
+		}
+	}
 }
