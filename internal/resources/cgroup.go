@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"golang.org/x/sys/unix"
@@ -33,6 +34,10 @@ type Cgroup struct {
 	// v1 maps a controller to the directory in its hierarchy.
 	v1       map[string]string
 	warnings []string
+
+	mu   sync.Mutex         // held while the limit on CPU time is changed, which depends on what it was
+	cpus float64            // guarded by mu; the limit, 0 for none
+	of   map[string]float64 // guarded by mu; those of containers that have been changed
 }
 
 // Stats is what the processes of a cgroup use. What the host cannot tell is 0.
@@ -182,8 +187,41 @@ func (c *Cgroup) AddPID(pid int) error {
 // errors.ErrUnsupported.
 func (c *Cgroup) Limit(l Limits) error {
 	l = l.clean()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	errs := []error{c.limitMemory(l.MemoryBytes), c.limitCPU(l.CPUs)}
+	if errs[1] == nil {
+		c.cpus = l.CPUs
+	}
 	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("limit cgroup %s: %w", c.path, err)
+	}
+	return nil
+}
+
+// Change changes the limit on CPU time, if there is one, by as much as that of a
+// container of the sandbox has changed: from what it began with, or what it was
+// changed to last.
+func (c *Cgroup) Change(container string, began, now Limits) error {
+	from, to := began.clean().CPUs, now.clean().CPUs
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last, ok := c.of[container]; ok {
+		from = last
+	}
+	if c.of == nil {
+		c.of = map[string]float64{}
+	}
+	c.of[container] = to
+	if c.cpus == 0 || from == to {
+		return nil
+	}
+	if to == 0 { // then the sandbox has none, either
+		c.cpus = 0
+	} else {
+		c.cpus = max(c.cpus+to-from, to)
+	}
+	if err := c.limitCPU(c.cpus); err != nil {
 		return fmt.Errorf("limit cgroup %s: %w", c.path, err)
 	}
 	return nil

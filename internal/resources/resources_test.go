@@ -143,6 +143,31 @@ func TestCgroup(t *testing.T) {
 	if s := c.Stats(); s.PIDs != 1 {
 		t.Errorf("stats: %+v, want 1 process", s)
 	}
+	// The limit follows those of the containers.
+	for _, tt := range []struct {
+		container    string
+		began, now   float64
+		milliseconds string
+	}{
+		{"a", 0.25, 0.5, "75"},
+		{"a", 0.25, 0.1, "35"},
+		{"b", 0.2, 1, "115"},
+		{"b", 0.2, 1, "115"},
+		{"a", 0.25, 0, ""},
+		{"b", 0.2, 3, ""},
+	} {
+		must(t, c.Change(tt.container, Limits{CPUs: tt.began}, Limits{CPUs: tt.now}))
+		want := tt.milliseconds + "000"
+		if tt.milliseconds == "" {
+			want = map[bool]string{true: "max", false: "-1"}[c.unified]
+		}
+		name := map[bool]string{true: "cpu.max", false: "cpu.cfs_quota_us"}[c.unified]
+		b, err := os.ReadFile(filepath.Join(dirs[name], name))
+		must(t, err)
+		if got := strings.Fields(string(b))[0]; got != want {
+			t.Errorf("after %v: %s, want %s", tt, got, want)
+		}
+	}
 	must(t, c.Limit(Limits{}))
 }
 

@@ -15,6 +15,7 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/disk"
 	"github.com/seed-efd44b36/kata/internal/hook"
+	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/sandbox/figures"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/share"
@@ -422,11 +423,14 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	if _, err := c.s.agent.UpdateContainer(ctx, &agentv1.UpdateContainerRequest{Container: c.id, Resources: b}); err != nil {
 		return fmt.Errorf("update container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
 	}
-	return nil
+	if r.CPU == nil || r.CPU.Quota == nil {
+		return nil
+	}
+	return c.s.cgroup.Change(c.id, resources.LimitsOf(c.spec.Linux.Resources), resources.LimitsOf(r))
 }
 
-// Stats asks the guest for the container's use of resources. The figures are
-// the guest's word; the texts are fit to be printed, and the lists are short.
+// Stats asks the guest for the container's use of resources: its word, but fit to
+// be printed, and short.
 func (c *Container) Stats(ctx context.Context) (*agentv1.StatsContainerResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

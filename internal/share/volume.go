@@ -110,6 +110,9 @@ func (d *Dir) identify(tree int, b spec.Bind) (source, error) {
 	if err := unix.Fstatfs(tree, &mount); err != nil {
 		return source{}, fmt.Errorf("statfs: %w", err)
 	}
+	if mount.Type == unix.HUGETLBFS_MAGIC {
+		return source{}, fmt.Errorf("it is in huge pages of the host, which %w (take an emptyDir of medium Memory instead)", ErrUnsupported)
+	}
 	src := source{
 		dev: st.Dev, ino: st.Ino, slave: b.Slave, readOnlyBelow: b.ReadOnlyBelow,
 		writable: mount.Flags&unix.ST_RDONLY == 0,

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,7 @@ func TestPod(t *testing.T) {
 			{"propagation", propagation},
 			{"sharing", sharing},
 			{"configuration", configuration},
+			{"image volume", imageVolume},
 			{"termination message", terminationMessage},
 			{"stop", stop},
 			{"ends", ends},
@@ -418,7 +420,11 @@ func TestRestart(t *testing.T) {
 	})
 }
 
-// TestNginx fetches a page from a pod: over its addresses, and forwarded.
+// hostPorts are ports of the network namespace that daemons share.
+var hostPorts atomic.Int32
+
+// TestNginx fetches a page from a pod: over its addresses, over a port of the
+// host, and forwarded. The pod has sysctls and a limit, too.
 func TestNginx(t *testing.T) {
 	eachPodLong(t, func(t *testing.T, c ctr) {
 		t.Parallel()
@@ -426,9 +432,15 @@ func TestNginx(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := c.runPod(t, nil)
+		hostPort := 8000 + hostPorts.Add(1)
+		p := c.runPod(t, func(config *runtime.PodSandboxConfig) {
+			config.PortMappings = []*runtime.PortMapping{{ContainerPort: 80, HostPort: hostPort}, {ContainerPort: 443}}
+			config.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "100", "net.ipv4.ip_local_port_range": "20000 30000"}
+			config.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 100000}
+		})
 		config := containerConfig("nginx")
 		config.Image.Image = image
+		config.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000}
 		id := p.start(t, config)
 		s, err := p.PodSandboxStatus(t.Context(), &runtime.PodSandboxStatusRequest{PodSandboxId: p.id})
 		if err != nil {
@@ -455,6 +467,13 @@ func TestNginx(t *testing.T) {
 			harness.Poll(t, "nginx answers over "+ip, func() bool { return strings.Contains(page("http://["+ip+"]/"), welcome) })
 		}
 
+		// The bridge of each daemon has the first address of its network.
+		gateway := s.Status.Network.Ip[:strings.LastIndexByte(s.Status.Network.Ip, '.')] + ".1"
+		harness.Poll(t, "nginx answers on the host's port", func() bool {
+			return strings.Contains(page(fmt.Sprintf("http://%s:%d/", gateway, hostPort)), welcome)
+		})
+		want(t, "sysctls", p.sh(t, id, "cat /proc/sys/kernel/shm_rmid_forced /proc/sys/fs/mqueue/msg_max /proc/sys/net/ipv4/ip_local_port_range"), "1\n100\n20000\t30000")
+		t.Run("limit on the host", func(t *testing.T) { p.hostLimit(t, id) })
 		t.Run("port-forward", func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), deadline)
 			defer cancel()
@@ -473,6 +492,35 @@ func TestNginx(t *testing.T) {
 		})
 		p.stop(t, id, 30)
 	})
+}
+
+// hostLimit updates a container and looks at the host's limit on the machine, which
+// is that of the pod.
+func (p *pod) hostLimit(t *testing.T, id string) {
+	t.Helper()
+	if p.runtime == "runc" {
+		t.Skip("with runc it is the container's own")
+	}
+	quota := func() string {
+		for path, name := range map[string]string{"/sys/fs/cgroup/cpu": "cpu.cfs_quota_us", "/sys/fs/cgroup": "cpu.max"} {
+			if b, err := os.ReadFile(filepath.Join(path, p.daemon.CgroupParent, p.id, name)); err == nil {
+				return strings.Fields(string(b))[0]
+			}
+		}
+		return "not found"
+	}
+	want(t, "at first", quota(), "100000")
+	for _, tc := range []struct {
+		container int64
+		want      string
+	}{{150000, "200000"}, {20000, "70000"}, {50000, "100000"}} {
+		if _, err := p.UpdateContainerResources(t.Context(), &runtime.UpdateContainerResourcesRequest{
+			ContainerId: id, Linux: &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: tc.container},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		want(t, fmt.Sprintf("with %d for the container", tc.container), quota(), tc.want)
+	}
 }
 
 // TestHostNamespaces is of pods that ask for the host's namespaces: a machine of

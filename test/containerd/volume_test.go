@@ -306,3 +306,19 @@ func configuration(t *testing.T, p *pod, _ string) {
 	want(t, "what is mounted by itself", p.sh(t, id, "cat /part"), "first")
 	p.stop(t, id, 0)
 }
+
+// imageVolume mounts an image.
+func imageVolume(t *testing.T, p *pod, _ string) {
+	t.Helper()
+	if p.daemon.Release.ConfigVersion == 2 {
+		t.Skip("containerd 1.6 does not know of it")
+	}
+	for _, tc := range []struct{ name, part, script, want string }{
+		{"image-volume", "", "ls /image/bin/busybox; { touch /image/x || true; } 2>&1; /image/bin/busybox echo runs", "/image/bin/busybox\ntouch: /image/x: Read-only file system\nruns"},
+		{"image-volume-part", "etc", "ls /image/passwd", "/image/passwd"},
+	} {
+		config := containerConfig(tc.name, "sh", "-c", tc.script)
+		config.Mounts = []*runtime.Mount{{ContainerPath: "/image", Readonly: true, Image: &runtime.ImageSpec{Image: busybox}, ImageSubPath: tc.part}}
+		want(t, tc.name, p.output(t, config), tc.want)
+	}
+}
