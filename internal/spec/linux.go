@@ -108,7 +108,7 @@ func (t *translation) namespaces(l *specs.Linux) {
 		{specs.MountNamespace, "mounts"},
 	} {
 		if !seen[need.typ] {
-			t.refuse("linux.namespaces", "without a %q namespace the container would use the host's "+need.hosts+", which a virtual machine cannot", string(need.typ))
+			t.refuse("linux.namespaces", "without a %q namespace the container would use the host's "+need.hosts+", which a virtual machine cannot; leave that out, or take another runtime", string(need.typ))
 		}
 	}
 	// On a host with version 1, engines ask for none, and the runtime shows the
