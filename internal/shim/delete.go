@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -58,6 +59,9 @@ func (c command) collect(ctx context.Context, bundle string, resp *task.DeleteRe
 	if err != nil {
 		return err
 	}
+	if rec.Sandbox == "" {
+		return removeUnheard(ctx, rec.Socket)
+	}
 	if err := sandbox.CheckID(rec.Sandbox); err != nil { // it becomes a path
 		return fmt.Errorf("record of the shim: %w", err)
 	}
@@ -108,4 +112,20 @@ func tellOthers(bundle string, st report.Sandbox, log *slog.Logger) {
 			log.Warn("the exit code of a container is lost", "container", c.ID, "error", err)
 		}
 	}
+}
+
+// removeUnheard removes a socket at which nobody listens.
+func removeUnheard(ctx context.Context, path string) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err == nil {
+		return conn.Close()
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		return nil // it is not there, or somebody is too busy to answer
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the shim's socket: %w", err)
+	}
+	return nil
 }

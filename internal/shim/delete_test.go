@@ -2,8 +2,11 @@ package shim
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,7 +76,7 @@ func TestDeleteTellsHowEachEnded(t *testing.T) {
 // the directory of sandboxes.
 func TestDeleteElsewhere(t *testing.T) {
 	t.Parallel()
-	for _, id := range []string{"", "..", "../x", "a/b"} {
+	for _, id := range []string{"..", "../x", "a/b"} {
 		dir := t.TempDir()
 		if err := (record{Sandbox: id, Socket: dir + "/s", Config: dir + "/none"}).write(dir); err != nil {
 			t.Fatal(err)
@@ -83,4 +86,39 @@ func TestDeleteElsewhere(t *testing.T) {
 			t.Errorf("%q: %v; want a refusal", id, err)
 		}
 	}
+}
+
+// TestDeleteAfterKilledStart: the socket of a `start` that did not come further is
+// removed, but not that of a shim.
+func TestDeleteAfterKilledStart(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "kata") //nolint:usetesting // the test's name is too long for a socket's path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = os.Remove(filepath.Join(dir, recordFile))
+		_ = os.Remove(dir)
+	})
+	socket := filepath.Join(dir, "s")
+	l := listenAt(t, socket).(*net.UnixListener)
+	l.SetUnlinkOnClose(false)
+	if err := (record{Socket: socket}).write(dir); err != nil {
+		t.Fatal(err)
+	}
+	remove := func() {
+		if err := (command{id: "c", bundle: dir, stdout: io.Discard}).delete(); err != nil {
+			t.Error(err)
+		}
+	}
+	remove()
+	if _, err := os.Lstat(socket); err != nil {
+		t.Errorf("the socket of a live shim: %v", err)
+	}
+	_ = l.Close()
+	remove()
+	if _, err := os.Lstat(socket); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
+	}
+	remove()
 }

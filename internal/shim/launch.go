@@ -64,6 +64,13 @@ func launch(ctx context.Context, c command, p parameters, leader, dir string) (a
 	if err := os.MkdirAll(p.socketDir, 0o700); err != nil {
 		return "", fmt.Errorf("directory of sockets: %w", err)
 	}
+	// Before the socket exists: should we be killed, `delete` finds it by that.
+	early := record{Socket: rec.Socket}
+	if _, err := readRecord(dir); errors.Is(err, fs.ErrNotExist) {
+		if err := early.write(dir); err != nil {
+			return "", err
+		}
+	}
 	listener, err := listenPrivately(ctx, rec.Socket)
 	if err != nil {
 		return "", err

@@ -25,6 +25,7 @@ const recordFile = "kata.json"
 type record struct {
 	// Sandbox is the sandbox's id: that of the container that it is made for,
 	// unless another namespace of containerd, or another engine, has it in use.
+	// Empty: `start` has not come so far.
 	Sandbox string `json:"sandbox"`
 	// Socket is the path of the shim's socket.
 	Socket string `json:"socket"`
