@@ -198,7 +198,8 @@ func (c *client) Close() error {
 // endUnused ends a shim that nothing has been asked of.
 func (s *service) endUnused() {
 	s.mu.Lock()
-	unused := s.endBoot == nil && len(s.tasks) == 0
+	// The CRI may have an image to pull before it starts a sandbox that it has made.
+	unused := s.endBoot == nil && len(s.tasks) == 0 && !s.pod.InUse()
 	s.ending = s.ending || unused
 	s.mu.Unlock()
 	if unused {
