@@ -17,6 +17,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/shim/clients"
 	"github.com/seed-efd44b36/kata/internal/shim/controller"
 	"github.com/seed-efd44b36/kata/internal/shim/publisher"
 	"golang.org/x/sys/unix"
@@ -110,8 +111,8 @@ func (s *service) run(ctx context.Context, l net.Listener) error {
 	}
 	rpc.RegisterService("containerd.runtime.sandbox.v1.Sandbox", s.sandboxMethods())
 	var serving sync.WaitGroup
-	clients := &clients{Listener: l}
-	serving.Go(func() { _ = rpc.Serve(context.WithoutCancel(ctx), clients) })
+	callers := clients.New(l)
+	serving.Go(func() { _ = rpc.Serve(context.WithoutCancel(ctx), callers) })
 	unused := time.AfterFunc(unusedTimeout, s.endUnused)
 	defer unused.Stop()
 	<-ctx.Done()
@@ -123,7 +124,7 @@ func (s *service) run(ctx context.Context, l net.Listener) error {
 	lastCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answers)
 	defer cancel()
 	if asked {
-		clients.wait(lastCtx)
+		callers.Wait(lastCtx)
 	}
 	_ = rpc.Shutdown(lastCtx) // lets answers out that are under way
 	_ = rpc.Close()
@@ -131,68 +132,6 @@ func (s *service) run(ctx context.Context, l net.Listener) error {
 	serving.Wait()
 	s.events.Close()
 	return err
-}
-
-// clients are the connections of a listener. The server closes them under calls
-// that have not been answered, but whoever has asked for our end closes its own
-// when it has the answer.
-type clients struct {
-	net.Listener
-
-	mu   sync.Mutex
-	open int           // guarded by mu
-	none chan struct{} // guarded by mu: closed when none is open; nil while nobody waits
-}
-
-// Accept implements net.Listener.
-func (c *clients) Accept() (net.Conn, error) {
-	conn, err := c.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.open++
-	return &client{Conn: conn, gone: sync.OnceFunc(c.left)}, nil
-}
-
-func (c *clients) left() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.open--
-	if c.open == 0 && c.none != nil {
-		close(c.none)
-		c.none = nil
-	}
-}
-
-// wait waits until no connection is open.
-func (c *clients) wait(ctx context.Context) {
-	c.mu.Lock()
-	none := make(chan struct{})
-	if c.open == 0 {
-		close(none)
-	} else {
-		c.none = none
-	}
-	c.mu.Unlock()
-	select {
-	case <-none:
-	case <-ctx.Done():
-	}
-}
-
-// client is one connection.
-type client struct {
-	net.Conn
-
-	gone func()
-}
-
-// Close implements net.Conn.
-func (c *client) Close() error {
-	defer c.gone()
-	return c.Conn.Close()
 }
 
 // endUnused ends a shim that nothing has been asked of.
