@@ -24,6 +24,7 @@ import (
 	"time"
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/seed-efd44b36/kata/internal/shim/features"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"google.golang.org/protobuf/proto"
 )
@@ -66,7 +67,10 @@ func Main(args []string) int {
 	case *short || *long:
 		_, err = fmt.Fprintf(c.stdout, "containerd-shim-kata-v2 %s (io.containerd.kata.v2)\n", version.String())
 	case *info:
-		err = c.info()
+		var b []byte
+		if b, err = features.Info(); err == nil {
+			_, err = c.stdout.Write(b)
+		}
 	case c.id == "" || c.namespace == "":
 		err = errors.New("it is started by containerd (runtime io.containerd.kata.v2); it is of no use by hand")
 	case action == "start":
