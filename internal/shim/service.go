@@ -192,7 +192,9 @@ func (s *service) create(ctx context.Context, r *task.CreateTaskRequest, first b
 		return nil, err
 	}
 	if c.pid = vmm; c.id != s.id {
-		c.own = thread.Park(c.id)
+		if c.own, err = thread.Park(c.id, int(vmm)); err != nil {
+			return nil, errors.Join(err, c.c.Delete(context.WithoutCancel(ctx)), c.init.io.Close())
+		}
 		c.pid = uint32(c.own.TID)
 	}
 	s.events.Publish(&events.TaskCreate{

@@ -1,6 +1,7 @@
 package thread
 
 import (
+	"fmt"
 	"os"
 	"sync"
 
@@ -18,22 +19,43 @@ type Parked struct {
 }
 
 // Park starts a thread with a name, of which the kernel shows 15 bytes, that is
-// there until Leave.
-func Park(name string) *Parked {
+// there until Leave. It is in the network namespace of the process pid: whoever
+// looks for a network by the thread's id must not find the host's.
+func Park(name string, pid int) (*Parked, error) {
 	p := &Parked{end: make(chan struct{}), ended: make(chan struct{})}
-	begun := make(chan struct{})
+	begun := make(chan error)
 	go func() { // ends with Leave
 		defer close(p.ended)
-		_ = Run(func() error {
+		err := Run(func() error {
+			if err := enterNetwork(pid); err != nil {
+				return err
+			}
 			p.TID = unix.Gettid()
 			_ = os.WriteFile("/proc/thread-self/comm", []byte(name), 0) // for people
-			close(begun)
+			begun <- nil
 			<-p.end
 			return nil
 		})
+		if err != nil {
+			begun <- err
+		}
 	}()
-	<-begun
-	return p
+	if err := <-begun; err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func enterNetwork(pid int) error {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return fmt.Errorf("network namespace of process %d: %w", pid, err)
+	}
+	defer func() { _ = ns.Close() }()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace of process %d: %w", pid, err)
+	}
+	return nil
 }
 
 // Leave lets the thread end. It may be called again.

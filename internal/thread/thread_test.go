@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"sync"
 	"testing"
@@ -41,7 +42,34 @@ func TestRunReturnsTheError(t *testing.T) {
 }
 
 func TestPark(t *testing.T) {
-	a, b := Park("first"), Park("second")
+	if os.Geteuid() != 0 {
+		t.Skip("entering a namespace needs root")
+	}
+	other := exec.CommandContext(t.Context(), "sleep", "1000")
+	other.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = other.Process.Kill()
+		_ = other.Wait()
+	}()
+	park := func(name string) *Parked {
+		p, err := Park(name, other.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, werr := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", other.Process.Pid))
+		got, gerr := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.TID))
+		if err := errors.Join(werr, gerr); err != nil || got != want {
+			t.Errorf("the thread is in %s, want %s; %v", got, want, err)
+		}
+		return p
+	}
+	if _, err := Park("none", 1<<30); err == nil {
+		t.Error("a thread in the network of no process")
+	}
+	a, b := park("first"), park("second")
 	if a.TID == b.TID || a.TID == os.Getpid() {
 		t.Errorf("ids %d and %d", a.TID, b.TID)
 	}
