@@ -8,7 +8,8 @@
 // It needs root and programs in the directory that KATA_BIN names, or in bin.
 // Everything runs in namespaces of processes, mounts, network and cgroups of its
 // own, in which the names of registries lead to one that has images made from
-// Debian's packages. Nothing is left when it ends, however it does.
+// Debian's packages. Nothing is left but the output,
+// unless it is killed with SIGKILL.
 //
 //	go run ./test/suites [-suite client|cri] [-run REGEXP] [-out DIR]
 package main

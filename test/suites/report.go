@@ -96,7 +96,7 @@ func (p pair) broke() bool {
 	return p.reference == passed && p.ours != passed && p.ours != late
 }
 
-// slow begins the reasons of tests that may pass or not: races that a machine
+// slow begins the reasons of tests that may pass or not: what a machine
 // without KVM loses now and then.
 const slow = "without KVM "
 
