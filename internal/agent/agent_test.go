@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/agent/mirror"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -284,6 +286,7 @@ func TestFail(t *testing.T) {
 		{errExists, codes.AlreadyExists},
 		{errState, codes.FailedPrecondition},
 		{errInvalid, codes.InvalidArgument},
+		{fmt.Errorf("volume: %w", mirror.ErrInvalid), codes.InvalidArgument},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{io.EOF, codes.Internal},
 	} {

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
+	"github.com/seed-efd44b36/kata/internal/agent/mirror"
 	"github.com/seed-efd44b36/kata/internal/agent/network"
 	"github.com/seed-efd44b36/kata/internal/agent/storage"
 	"google.golang.org/grpc/codes"
@@ -34,6 +35,7 @@ func fail(err error) error {
 		{errExists, codes.AlreadyExists},
 		{errState, codes.FailedPrecondition},
 		{errInvalid, codes.InvalidArgument},
+		{mirror.ErrInvalid, codes.InvalidArgument},
 		{network.ErrInvalid, codes.InvalidArgument},
 		{storage.ErrInvalid, codes.InvalidArgument},
 		{jail.ErrUnsupported, codes.InvalidArgument},

@@ -110,21 +110,27 @@ func TestRootfsIsRefused(t *testing.T) {
 	for name, tc := range map[string]struct {
 		mount Mount
 		text  string
+		// unsupported errors have a code of their own for an engine.
+		unsupported bool
 	}{
-		"not a block file system":    {Mount{"nfs", path, nil}, `file system "nfs"`},
-		"a subvolume":                {Mount{"btrfs", path, []string{"loop", "subvolid=5"}}, `option "subvolid=5"`},
-		"another device":             {Mount{"xfs", path, []string{"loop", "logdev=/dev/sda"}}, `option "logdev=/dev/sda"`},
-		"another's option":           {Mount{"ext4", path, []string{"loop", "nouuid"}}, `option "nouuid"`},
-		"a file without option loop": {Mount{"ext4", path, nil}, "option loop is missing"},
-		"a directory":                {Mount{"ext4", filepath.Dir(path), []string{"loop"}}, "neither a block device nor a file"},
-		"a character device":         {Mount{"ext4", "/dev/null", []string{"loop"}}, "neither a block device nor a file"},
-		"nothing":                    {Mount{"ext4", path + "x", []string{"loop"}}, "no such file"},
-		"a relative path":            {Mount{"ext4", "image", []string{"loop"}}, "absolute"},
+		"not a block file system":    {Mount{"nfs", path, nil}, `file system "nfs"`, true},
+		"a subvolume":                {Mount{"btrfs", path, []string{"loop", "subvolid=5"}}, `option "subvolid=5"`, true},
+		"another device":             {Mount{"xfs", path, []string{"loop", "logdev=/dev/sda"}}, `option "logdev=/dev/sda"`, true},
+		"another's option":           {Mount{"ext4", path, []string{"loop", "nouuid"}}, `option "nouuid"`, true},
+		"a file without option loop": {Mount{"ext4", path, nil}, "option loop is missing", false},
+		"a directory":                {Mount{"ext4", filepath.Dir(path), []string{"loop"}}, "neither a block device nor a file", true},
+		"a character device":         {Mount{"ext4", "/dev/null", []string{"loop"}}, "neither a block device nor a file", true},
+		"nothing":                    {Mount{"ext4", path + "x", []string{"loop"}}, "no such file", false},
+		"a relative path":            {Mount{"ext4", "image", []string{"loop"}}, "absolute", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine()
-			if _, err := New(m, nil).AddRootfs(t.Context(), "c1", tc.mount); err == nil || !strings.Contains(err.Error(), tc.text) || !strings.Contains(err.Error(), "c1") {
+			_, err := New(m, nil).AddRootfs(t.Context(), "c1", tc.mount)
+			if err == nil || !strings.Contains(err.Error(), tc.text) || !strings.Contains(err.Error(), "c1") {
 				t.Errorf("got %v, want an error with %q", err, tc.text)
+			}
+			if got := errors.Is(err, errors.ErrUnsupported); got != tc.unsupported {
+				t.Errorf("%v: unsupported is %t, want %t", err, got, tc.unsupported)
 			}
 			if len(m.disks) > 0 {
 				t.Errorf("disks: %v", m.disks)

@@ -7,8 +7,15 @@ import (
 	"strings"
 )
 
-// ErrUnsupported is wrapped by errors about what cannot be given to a guest.
-var ErrUnsupported = errors.New("cannot be given to a virtual machine")
+// errUnsupported is wrapped by errors about what cannot be given to a guest.
+const errUnsupported = unsupported("cannot be given to a virtual machine")
+
+// unsupported is an errors.ErrUnsupported that says it in its own words.
+type unsupported string
+
+func (u unsupported) Error() string { return string(u) }
+
+func (unsupported) Unwrap() error { return errors.ErrUnsupported }
 
 // Mount is a file system on a disk, as containerd describes one.
 type Mount struct {
@@ -55,7 +62,7 @@ func (m Mount) parse() (options, error) {
 	var o options
 	own := ownOptions(m.Type)
 	if own == nil {
-		return o, fmt.Errorf("file system %q %w", m.Type, ErrUnsupported)
+		return o, fmt.Errorf("file system %q %w; use the overlayfs snapshotter", m.Type, errUnsupported)
 	}
 	if !strings.HasPrefix(m.Source, "/") {
 		return o, errors.New("it is not an absolute path")
@@ -71,7 +78,7 @@ func (m Mount) parse() (options, error) {
 		case slices.Contains(flags(), option) || slices.Contains(own, option):
 			o.guest = append(o.guest, option)
 		default:
-			return o, fmt.Errorf("option %q of a %s file system %w", option, m.Type, ErrUnsupported)
+			return o, fmt.Errorf("option %q of a %s file system %w; leave it out, or use the overlayfs snapshotter", option, m.Type, errUnsupported)
 		}
 	}
 	if o.readonly {

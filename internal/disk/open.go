@@ -65,7 +65,7 @@ func openSource(host *os.File, path string, o options) (*os.File, error) {
 	case st.Mode&unix.S_IFMT == unix.S_IFREG:
 		return nil, errors.New("it is a file, and the option loop is missing")
 	default:
-		return nil, fmt.Errorf("it is neither a block device nor a file, and %w", ErrUnsupported)
+		return nil, fmt.Errorf("it is neither a block device nor a file, and %w", errUnsupported)
 	}
 }
 

@@ -131,7 +131,7 @@ func (d *Dir) openReadonly(path string) (int, error) {
 // guest's, and no kernel stands firm against a forged one.
 func (d *Dir) openMounts(mounts []Mount) (int, error) {
 	if len(mounts) != 1 {
-		return -1, fmt.Errorf("%d mounts on one another, which %w: only one is supported", len(mounts), ErrUnsupported)
+		return -1, fmt.Errorf("%d mounts on one another, which %w: only one is supported", len(mounts), errUnsupported)
 	}
 	m := mounts[0]
 	switch m.Type {
@@ -148,7 +148,7 @@ func (d *Dir) openMounts(mounts []Mount) (int, error) {
 		}
 		return fd, nil
 	default:
-		return -1, fmt.Errorf("mount type %q %w: use a snapshotter that gives overlay or bind mounts, such as overlayfs or native", m.Type, ErrUnsupported)
+		return -1, fmt.Errorf("mount type %q %w: use a snapshotter that gives overlay or bind mounts, such as overlayfs or native", m.Type, errUnsupported)
 	}
 }
 
@@ -162,7 +162,7 @@ func (d *Dir) openBind(m Mount) (int, error) {
 			readonly = true
 		case "bind", "rw", "rprivate", "private":
 		default:
-			return -1, fmt.Errorf("bind %s: option %q %w", m.Source, o, ErrUnsupported)
+			return -1, fmt.Errorf("bind %s: option %q %w", m.Source, o, errUnsupported)
 		}
 	}
 	fd, err := d.openSource(m.Source, recursive)

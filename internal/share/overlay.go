@@ -47,7 +47,7 @@ func parseOverlay(options []string) (overlay, error) {
 		case "index", "metacopy", "redirect_dir", "xino", "uuid", "nfs_export", "userxattr", "volatile":
 			o.other = append(o.other, opt)
 		default:
-			return o, fmt.Errorf("option %q %w", opt, ErrUnsupported)
+			return o, fmt.Errorf("option %q %w", opt, errUnsupported)
 		}
 	}
 	paths := o.lower

@@ -37,9 +37,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrUnsupported is wrapped by errors about a source that cannot be shared
+// errUnsupported is wrapped by errors about a source that cannot be shared
 // with a guest.
-var ErrUnsupported = errors.New("cannot be shared with a virtual machine")
+const errUnsupported = unsupported("cannot be shared with a virtual machine")
+
+// unsupported is an errors.ErrUnsupported that says it in its own words.
+type unsupported string
+
+func (u unsupported) Error() string { return string(u) }
+
+func (unsupported) Unwrap() error { return errors.ErrUnsupported }
 
 const (
 	// rootfsName is a name below a container's directory.
@@ -226,7 +233,7 @@ func fileKind(fd int) (uint32, error) {
 	default:
 		what = "neither a file nor a directory"
 	}
-	return 0, fmt.Errorf("it is %s, which %w", what, ErrUnsupported)
+	return 0, fmt.Errorf("it is %s, which %w", what, errUnsupported)
 }
 
 // add attaches the tree, a mount of the given kind, at path in the shared

@@ -338,9 +338,9 @@ func TestRefusedSources(t *testing.T) {
 	defer l.Close()
 
 	for name, want := range map[string]error{
-		filepath.Join(dir, "fifo"):     ErrUnsupported,
-		filepath.Join(dir, "sock"):     ErrUnsupported,
-		"/dev/null":                    ErrUnsupported,
+		filepath.Join(dir, "fifo"):     errors.ErrUnsupported,
+		filepath.Join(dir, "sock"):     errors.ErrUnsupported,
+		"/dev/null":                    errors.ErrUnsupported,
 		filepath.Join(dir, "absent"):   fs.ErrNotExist,
 		filepath.Join(dir, "dangling"): fs.ErrNotExist,
 	} {
@@ -362,7 +362,7 @@ func TestRefusedSources(t *testing.T) {
 		{{Type: "bind", Source: dir, Options: []string{"rshared"}}},
 		{{Type: "bind", Source: dir}, {Type: "bind", Source: dir}},
 	} {
-		if err := d.AddRootfs(t.Context(), "c", "", m, false); !errors.Is(err, ErrUnsupported) {
+		if err := d.AddRootfs(t.Context(), "c", "", m, false); !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("AddRootfs of %v: got %v, want ErrUnsupported", m, err)
 		}
 	}

@@ -13,7 +13,7 @@ import (
 // ServedBy names the process that serves the directory to the guest; Serve does
 // that itself. If it has a mount namespace of its own, its mounts are copies of
 // ours. They come and go with ours, but a mount's attributes are not carried
-// over, so that ProtectRootfs has to know where they are.
+// over, so that whoever changes one has to know where they are.
 func (d *Dir) ServedBy(pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {

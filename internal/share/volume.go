@@ -53,8 +53,8 @@ type volume struct {
 // AddVolume shows a bind mount of a container. Its source, whose links are
 // followed, must be a directory or a regular file: anything else, such as a
 // device, a socket or a pipe, has no meaning in another kernel, and the error
-// wraps ErrUnsupported. It is read-only on the host as long as no container of the
-// sandbox may write to it. On error call Remove.
+// wraps errors.ErrUnsupported. It is read-only on the host as long as no container
+// of the sandbox may write to it. On error call Remove.
 func (d *Dir) AddVolume(ctx context.Context, container string, b spec.Bind) (Volume, error) {
 	if err := ctx.Err(); err != nil {
 		return Volume{}, fmt.Errorf("share %s: %w", b.Source, err)
@@ -111,7 +111,7 @@ func (d *Dir) identify(tree int, b spec.Bind) (source, error) {
 		return source{}, fmt.Errorf("statfs: %w", err)
 	}
 	if mount.Type == unix.HUGETLBFS_MAGIC {
-		return source{}, fmt.Errorf("it is in huge pages of the host, which %w (take an emptyDir of medium Memory instead)", ErrUnsupported)
+		return source{}, fmt.Errorf("it is in huge pages of the host, which %w (take an emptyDir of medium Memory instead)", errUnsupported)
 	}
 	src := source{
 		dev: st.Dev, ino: st.Ino, slave: b.Slave, readOnlyBelow: b.ReadOnlyBelow,
