@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"strconv"
 
 	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/logfile"
@@ -27,13 +26,9 @@ func (a *app) logsCommand() *cobra.Command {
 			if !r.Detached {
 				return fmt.Errorf("container %s runs in the foreground (no -d): its output goes to its caller and is not kept", r.Name)
 			}
-			var last *int
-			if tail != "all" {
-				n, err := strconv.Atoi(tail)
-				if err != nil || n < 0 {
-					return fmt.Errorf("--tail %q: must be a number of lines, or all", tail)
-				}
-				last = &n
+			last, err := command.ParseTail(tail)
+			if err != nil {
+				return err
 			}
 			ctx := cmd.Context()
 			path := filepath.Join(a.containers.path(r.ID), logFile)
@@ -48,7 +43,7 @@ func (a *app) logsCommand() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringVarP(&tail, "tail", "n", tail, "only so many of the last `lines`")
+	cmd.Flags().StringVarP(&tail, "tail", "n", tail, "only so many of the last `lines`, or all")
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the container ends")
 	return cmd
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -35,6 +36,18 @@ type ExitError int
 
 // Error implements error.
 func (e ExitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// ParseTail reads the value of a flag --tail. It is nil for all lines.
+func ParseTail(text string) (*int, error) {
+	if text == "all" {
+		return nil, nil //nolint:nilnil // nil is the value for all
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 {
+		return nil, fmt.Errorf("--tail %q: must be a number of lines, or all", text)
+	}
+	return &n, nil
+}
 
 // Program is one program.
 type Program struct {

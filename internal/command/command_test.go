@@ -84,3 +84,26 @@ func TestInterruption(t *testing.T) {
 		}
 	}
 }
+
+func TestParseTail(t *testing.T) {
+	for _, tt := range []struct {
+		text string
+		want int // -1: all
+		ok   bool
+	}{
+		{"all", -1, true},
+		{"0", 0, true},
+		{"20", 20, true},
+		{"-1", 0, false},
+		{"x", 0, false},
+		{"", 0, false},
+	} {
+		got, err := ParseTail(tt.text)
+		switch {
+		case (err == nil) != tt.ok:
+			t.Errorf("%q: got error %v", tt.text, err)
+		case tt.ok && (got == nil) != (tt.want < 0), got != nil && *got != tt.want:
+			t.Errorf("%q: got %v, want %d", tt.text, got, tt.want)
+		}
+	}
+}

@@ -25,7 +25,7 @@ func (a *app) checkCommand() *cobra.Command {
 		Short:   "Tell whether this host can run containers in virtual machines, and what is missing",
 		Args:    cobra.NoArgs,
 		// A configuration that is wrong is one of the things to tell.
-		Annotations: map[string]string{"noconfig": "true"},
+		Annotations: map[string]string{noConfig: "true"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := config.Load(a.configPath)
 			if err == nil {
@@ -34,7 +34,7 @@ func (a *app) checkCommand() *cobra.Command {
 				a.conf = config.Default()
 			}
 			opts := a.checkOptions()
-			opts.Problems = each(err)
+			opts.Problems = problems(err)
 			rep := check.Run(cmd.Context(), opts)
 			if asJSON {
 				err = rep.WriteJSON(a.out)
@@ -83,8 +83,8 @@ func (a *app) envCommand() *cobra.Command {
 	return cmd
 }
 
-// each are the errors that are joined in one.
-func each(err error) []error {
+// problems are the errors that are joined in one.
+func problems(err error) []error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()
 	}

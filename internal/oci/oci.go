@@ -15,6 +15,10 @@ import (
 )
 
 // app is what every command needs.
+// noConfig annotates commands that do without a configuration, or read it
+// themselves.
+const noConfig = "noconfig"
+
 type app struct {
 	conf       config.Config
 	configPath string
@@ -42,7 +46,7 @@ func newRoot(release func()) *cobra.Command {
 		Version: version.String(),
 		Short:   "OCI runtime that runs containers in virtual machines",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			if cmd.Annotations["noconfig"] != "" {
+			if cmd.Annotations[noConfig] != "" {
 				return nil
 			}
 			l, err := config.Load(a.configPath)
@@ -68,7 +72,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Use:         "version",
 		Short:       "Print the version",
 		Args:        cobra.NoArgs,
-		Annotations: map[string]string{"noconfig": "true"},
+		Annotations: map[string]string{noConfig: "true"},
 		Run:         func(*cobra.Command, []string) { fmt.Fprint(a.out, versions()) },
 	}
 }

@@ -52,12 +52,16 @@ func (a *app) consoleCommand() *cobra.Command {
 
 func (a *app) logsCommand() *cobra.Command {
 	var follow bool
-	tail := -1
+	tail := "all"
 	cmd := &cobra.Command{
 		Use:   "logs [flags] SANDBOX",
 		Short: "Print the log of a sandbox's owner, and with runtime.debug that of the guest's agent",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			last, err := command.ParseTail(tail)
+			if err != nil {
+				return err
+			}
 			t, err := a.find(args[0])
 			if err != nil {
 				return err
@@ -71,11 +75,11 @@ func (a *app) logsCommand() *cobra.Command {
 				st, err := report.Read(a.conf.Runtime.StateDir, t.sandbox.ID)
 				return err != nil || !st.Alive
 			}
-			return show(cmd.Context(), a.out, follow, logOf(f, tail, ended))
+			return show(cmd.Context(), a.out, follow, logOf(f, last, ended))
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the sandbox ends")
-	cmd.Flags().IntVarP(&tail, "tail", "n", tail, "only so many of the last `lines`; -1: all")
+	cmd.Flags().StringVarP(&tail, "tail", "n", tail, "only so many of the last `lines`, or all")
 	return cmd
 }
 
@@ -129,13 +133,13 @@ func consoleOf(c *proxy.Client, errOut io.Writer) source {
 }
 
 // logOf is a log that grows, or only so many of its last lines.
-func logOf(f *os.File, tail int, ended func() bool) source {
+func logOf(f *os.File, last *int, ended func() bool) source {
 	first := true
 	return func(context.Context) ([]byte, bool, error) {
 		over := ended() // before the last look at it
 		b, err := io.ReadAll(f)
-		if first && tail >= 0 {
-			b = lastLines(b, tail)
+		if first && last != nil {
+			b = lastLines(b, *last)
 		}
 		first = false
 		return b, over, err
