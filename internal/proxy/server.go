@@ -1,6 +1,6 @@
 // Package proxy is kata-proxy: the process that owns one sandbox on behalf of
 // command lines that come and go. The server half (Serve) runs in kata-proxy;
-// the client half (Spawn, Dial) in kata, kata-runtime and kata-shim.
+// the client half (Spawn, Dial) in kata and kata-runtime.
 //
 // The socket is in the sandbox's directory, which only root can enter: who can
 // connect may do everything. The caller that spawned a proxy owns its sandbox

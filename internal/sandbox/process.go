@@ -126,7 +126,7 @@ func (p *Process) follow() {
 		if !s.isDead() {
 			s.die(fmt.Errorf("wait for %s: %w", p.name(), err))
 		}
-		p.finish(report.Exit{Code: 255, At: time.Now(), Reason: s.deathReason()})
+		p.finish(report.Exit{Code: report.LostCode, At: time.Now(), Reason: s.deathReason()})
 		return
 	}
 	// A code that no process can have must not become a success.

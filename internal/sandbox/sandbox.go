@@ -286,7 +286,7 @@ func (s *Sandbox) die(err error) {
 	}
 	s.endLife()
 	for _, c := range s.list() {
-		c.finish(report.Exit{Code: 255, At: time.Now(), Reason: s.deathReason()})
+		c.finish(report.Exit{Code: report.LostCode, At: time.Now(), Reason: s.deathReason()})
 	}
 }
 

@@ -8,17 +8,14 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/seed-efd44b36/kata/internal/sandbox/failure"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/thread"
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// lostCode is the exit code of a process whose sandbox died.
-	lostCode = 255
-	// terminationLog is where the kubelet mounts the file for a container's last
-	// words, unless the pod says otherwise.
-	terminationLog = "/dev/termination-log"
-)
+// terminationLog is where the kubelet mounts the file for a container's last
+// words, unless the pod says otherwise.
+const terminationLog = "/dev/termination-log"
 
 // endOutputs is called when the process has ended. If it was the sandbox that died,
 // that is said in the outputs: the CRI has a code of an end, but no words, and users
@@ -43,7 +40,7 @@ func (p *process) endOutputs() {
 // ended otherwise.
 func (p *process) lost() string {
 	sb, _, err := p.c.s.sandbox()
-	if e := p.p.Exit(); err != nil || e.Code != lostCode || e.Reason == "" {
+	if e := p.p.Exit(); err != nil || e.Code != report.LostCode || e.Reason == "" {
 		return ""
 	}
 	select {

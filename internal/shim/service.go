@@ -294,7 +294,7 @@ func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty
 }
 
 // Pids lists the processes on the host that stand for the container: the
-// virtual machine. Those in the guest have numbers that mean nothing here.
+// virtual machine, or a thread of ours. Those in the guest have numbers that mean nothing here.
 func (s *service) Pids(_ context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
 	c, err := s.find(r.GetID())
 	if err != nil {

@@ -51,7 +51,7 @@ func (t *translation) devices(l *specs.Linux) {
 		t.refuse("linux.devices", "no rule of linux.resources.devices lets the container read these block devices: %q", few(denied))
 	}
 	if len(many) > 0 {
-		t.refuse("linux.devices", "these block devices are too many, %q are given at most: %q"+hint, strconv.Itoa(maxDevices), few(many))
+		t.refuse("linux.devices", "more than "+strconv.Itoa(maxDevices)+" block devices, without a place for: %q"+hint, few(many))
 	}
 }
 

@@ -1,5 +1,6 @@
 // Package thread runs a function on an operating system thread of its own,
-// which may enter other namespaces and is never used again.
+// which may enter other namespaces and is never used again, and parks threads
+// that are to have an id and nothing else.
 //
 // It trusts f to return; a thread cannot be ended from outside.
 package thread

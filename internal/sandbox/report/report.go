@@ -1,6 +1,6 @@
 // Package report is what a sandbox tells other programs about itself, in a file
 // of its directory (kata ps, kata-runtime list). Its owner writes the file and
-// never reads it back.
+// never reads it back. A shim's `delete` leaves copies in bundles.
 package report
 
 import (
@@ -35,6 +35,9 @@ const (
 	Paused   Status = "paused"
 	Stopped  Status = "stopped"
 )
+
+// LostCode is the exit code of a process whose sandbox died.
+const LostCode = 255
 
 // Exit is how a process ended.
 type Exit struct {

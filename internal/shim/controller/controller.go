@@ -25,6 +25,7 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/sandbox/failure"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -34,9 +35,6 @@ const (
 	ready    = "SANDBOX_READY"
 	notReady = "SANDBOX_NOTREADY"
 )
-
-// lostCode is the exit status of a sandbox that nobody has stopped.
-const lostCode = 255
 
 // Shim is what has the sandbox.
 type Shim interface {
@@ -117,7 +115,7 @@ func (c *Controller) Create(_ context.Context, r *api.CreateSandboxRequest) (*ap
 	// with that: containers write to them.
 	dir, err := os.Readlink(filepath.Join(r.GetBundlePath(), "work"))
 	if err != nil {
-		return nil, fmt.Errorf("create sandbox %s: %w", c.id, err)
+		return nil, fmt.Errorf("create sandbox %s: directory for its files, beside the bundle: %w", c.id, err)
 	}
 	if o.Pod.Mounts, err = writeFiles(dir, conf); err != nil {
 		return nil, fmt.Errorf("create sandbox %s: %w", c.id, err)
@@ -181,7 +179,7 @@ func (c *Controller) Wait(ctx context.Context, r *api.WaitSandboxRequest) (*api.
 	at, why := sb.Death()
 	resp := &api.WaitSandboxResponse{ExitedAt: timestamppb.New(at)}
 	if why != nil {
-		resp.ExitStatus = lostCode
+		resp.ExitStatus = report.LostCode
 	}
 	return resp, nil
 }
