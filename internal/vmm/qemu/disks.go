@@ -90,6 +90,7 @@ func (m *Machine) plug(ctx context.Context, monitor *qmp.Client, d vmm.Disk, pro
 	}
 	err = execute(ctx, monitor, "device_add", scsiDisk{
 		Driver: "scsi-hd", ID: nodeName(d.ID), Bus: "scsi.0", Unit: added.unit, Drive: nodeName(d.ID), Serial: d.ID,
+		OnReadError: "report", OnWriteError: "report",
 	})
 	if err != nil {
 		return errors.Join(err,
@@ -254,15 +255,18 @@ type (
 		Discard  string `json:"discard"`
 	}
 	// scsiDisk is on the only target, so that a guest finds all disks there and
-	// need not look at 256.
+	// need not look at 256. An error is the guest's to deal with: what QEMU does
+	// by itself, when the host has no space left, is to stop the machine for good.
 	scsiDisk struct {
-		Driver string `json:"driver"`
-		ID     string `json:"id"`
-		Bus    string `json:"bus"`
-		Target int    `json:"scsi-id"`
-		Unit   int    `json:"lun"`
-		Drive  string `json:"drive"`
-		Serial string `json:"serial"`
+		Driver       string `json:"driver"`
+		ID           string `json:"id"`
+		Bus          string `json:"bus"`
+		Target       int    `json:"scsi-id"`
+		Unit         int    `json:"lun"`
+		Drive        string `json:"drive"`
+		Serial       string `json:"serial"`
+		OnReadError  string `json:"rerror"`
+		OnWriteError string `json:"werror"`
 	}
 	nodeRef struct {
 		NodeName string `json:"node-name"`
