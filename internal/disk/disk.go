@@ -49,8 +49,10 @@ type Set struct {
 
 // attached is a disk of the machine.
 type attached struct {
-	device spec.Device // zero for a file system; else without the container's path and rules
-	users  []string    // containers; one that has the device at two paths is there twice
+	// device is zero for what no other container may have: a file system, or a
+	// disk that could not be detached. Else it is without the path and rules.
+	device spec.Device
+	users  []string // containers; one that has the device at two paths is there twice
 }
 
 // New returns an empty set. host is the mount namespace in which sources are
@@ -117,7 +119,7 @@ func (s *Set) AddDevice(ctx context.Context, container string, d spec.Device) (*
 	}
 	given := &agentv1.BlockDevice{Path: d.Path, Access: d.Access}
 	for id, a := range s.list {
-		if a.device == wanted {
+		if a.device != (spec.Device{}) && a.device == wanted {
 			a.users = append(a.users, container)
 			given.Serial = id
 			return given, nil
@@ -164,15 +166,18 @@ func (s *Set) Remove(ctx context.Context, container string) error {
 	defer done()
 	var errs []error
 	for id, a := range s.list {
-		n := len(a.users)
-		a.users = slices.DeleteFunc(a.users, func(u string) bool { return u == container })
-		if len(a.users) > 0 || n == 0 {
+		others := slices.DeleteFunc(slices.Clone(a.users), func(u string) bool { return u == container })
+		if len(others) > 0 {
+			a.users = others
+			continue
+		}
+		// One that could not be detached stays the container's, for the next try.
+		if err := s.machine.RemoveDisk(ctx, id); err != nil && !errors.Is(err, vmm.ErrGone) {
+			a.device = spec.Device{}
+			errs = append(errs, err)
 			continue
 		}
 		delete(s.list, id)
-		if err := s.machine.RemoveDisk(ctx, id); err != nil && !errors.Is(err, vmm.ErrGone) {
-			errs = append(errs, err)
-		}
 	}
 	return errors.Join(errs...)
 }

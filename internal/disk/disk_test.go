@@ -21,7 +21,7 @@ import (
 // machine is a machine that remembers.
 type machine struct {
 	disks map[string]vmm.Disk
-	fail  error // of AddDisk and RemoveDisk
+	fail  error // of AddDisk and RemoveDisk, which then do nothing
 	// content is what could be read of the latest disk.
 	content []byte
 	flags   int // its file was opened with
@@ -40,8 +40,11 @@ func (m *machine) AddDisk(_ context.Context, d vmm.Disk) (err error) {
 }
 
 func (m *machine) RemoveDisk(_ context.Context, id string) error {
+	if m.fail != nil {
+		return m.fail
+	}
 	delete(m.disks, id)
-	return m.fail
+	return nil
 }
 
 // unbound is a loop device without a file: it can be opened, and has no content.
@@ -218,6 +221,21 @@ func TestFailures(t *testing.T) {
 		t.Errorf("what was not attached is listed: %v", s.list)
 	}
 	m.fail = nil
+	if _, err := s.AddRootfs(t.Context(), "c1", mount); err != nil {
+		t.Fatal(err)
+	}
+	// What a container has is no other's, whatever its number.
+	if given, err := s.AddDevice(t.Context(), "c2", spec.Device{Path: "/dev/x", Access: "r"}); err == nil {
+		t.Errorf("another container was given %v", given)
+	}
+	m.fail = broken
+	if err := s.Remove(t.Context(), "c1"); !errors.Is(err, broken) || len(s.list) != 1 {
+		t.Errorf("a disk that was not detached: %v, %v", err, s.list)
+	}
+	m.fail = nil
+	if err := s.Remove(t.Context(), "c1"); err != nil || len(s.list)+len(m.disks) > 0 {
+		t.Errorf("the next try: %v, %v, %v", err, s.list, m.disks)
+	}
 	if _, err := s.AddRootfs(t.Context(), "c1", mount); err != nil {
 		t.Fatal(err)
 	}

@@ -90,7 +90,7 @@ func (t *translation) block(field string, d *specs.LinuxDevice, rules []specs.Li
 		Path: path.Clean(d.Path), Major: uint32(d.Major), Minor: uint32(d.Minor), Access: access(rules, d.Major, d.Minor),
 	}
 	switch {
-	case d.Major < 0 || d.Major >= 1<<12 || d.Minor < 0 || d.Minor >= 1<<20:
+	case d.Major <= 0 || d.Major >= 1<<12 || d.Minor < 0 || d.Minor >= 1<<20:
 		t.invalid(field, "%q: there is no device number %q", d.Path, number(d.Major, d.Minor))
 	case slices.ContainsFunc(t.plan.Devices, func(o Device) bool { return o.Path == given.Path }):
 		t.invalid(field, "%q comes twice", d.Path)

@@ -80,6 +80,7 @@ func TestBlockDevicesAreRefused(t *testing.T) {
 	}{
 		"twice":      {[]specs.LinuxDevice{{Path: "/dev/x", Type: "b", Major: 8}, {Path: "/dev//x", Type: "b", Major: 9}}, ErrInvalid},
 		"no number":  {[]specs.LinuxDevice{{Path: "/dev/x", Type: "b", Major: -1}}, ErrInvalid},
+		"zero":       {[]specs.LinuxDevice{{Path: "/dev/x", Type: "b"}}, ErrInvalid},
 		"big number": {[]specs.LinuxDevice{{Path: "/dev/x", Type: "b", Major: 8, Minor: 1 << 20}}, ErrInvalid},
 		"characters": {[]specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: 4}}, ErrUnsupported},
 	} {
