@@ -24,9 +24,12 @@ const undoTimeout = 10 * time.Second
 
 // disk is a disk that is attached.
 type disk struct {
-	unit    int // of the one target; no other disk has it
-	set     fdSet
+	unit    int           // of the one target; no other disk has it
 	deleted chan struct{} // closed by QEMU's event
+
+	// What there is to take back, or may be: set before the disk is given out.
+	set               fdSet
+	file, node, ready bool
 }
 
 // fdSet is QEMU's name for a file that was passed to it.
@@ -61,6 +64,12 @@ func (m *Machine) addDisk(ctx context.Context, d vmm.Disk) error {
 		return err
 	}
 	if err := m.plug(ctx, monitor, d, protocol, added); err != nil {
+		// What was made is taken back even if the context has ended.
+		back, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		if undo := m.unplug(back, monitor, d.ID, added); undo != nil {
+			return errors.Join(err, undo) // no other disk can have its name and unit
+		}
 		m.release(d.ID)
 		return err
 	}
@@ -68,7 +77,8 @@ func (m *Machine) addDisk(ctx context.Context, d vmm.Disk) error {
 }
 
 // plug makes the three things that a disk is: a file, a block node that reads
-// it, a device that reads the node.
+// it, a device that reads the node. A command without an answer may have been
+// obeyed; one that is refused has not.
 func (m *Machine) plug(ctx context.Context, monitor *qmp.Client, d vmm.Disk, protocol string, added *disk) error {
 	answer, err := monitor.Execute(ctx, qmp.Command{Name: "add-fd", File: d.File})
 	if err != nil {
@@ -77,39 +87,37 @@ func (m *Machine) plug(ctx context.Context, monitor *qmp.Client, d vmm.Disk, pro
 	if err := json.Unmarshal(answer, &added.set); err != nil {
 		return fmt.Errorf("add-fd: %w", err)
 	}
-	// What was made is taken back even if the context has ended.
-	back, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
+	added.file = true
 	// What the guest discards makes a hole in the file, as it would on the host.
 	err = execute(ctx, monitor, "blockdev-add", blockdev{
 		Driver: "raw", NodeName: nodeName(d.ID), ReadOnly: d.ReadOnly, Discard: "unmap",
 		File: blockFile{Driver: protocol, Filename: fmt.Sprintf("/dev/fdset/%d", added.set.Set), Discard: "unmap"},
 	})
-	if err != nil {
-		return errors.Join(err, execute(back, monitor, "remove-fd", added.set))
+	if added.node = !refused(err); err != nil {
+		return err
 	}
 	err = execute(ctx, monitor, "device_add", scsiDisk{
 		Driver: "scsi-hd", ID: nodeName(d.ID), Bus: "scsi.0", Unit: added.unit, Drive: nodeName(d.ID), Serial: d.ID,
 		OnReadError: "report", OnWriteError: "report",
 	})
-	if err != nil {
-		return errors.Join(err,
-			execute(back, monitor, "blockdev-del", nodeRef{nodeName(d.ID)}),
-			execute(back, monitor, "remove-fd", added.set))
+	if added.ready = !refused(err); err != nil {
+		return err
 	}
 	if d.Limits == (vmm.DiskLimits{}) {
 		return nil
 	}
-	err = execute(ctx, monitor, "block_set_io_throttle", throttle{
+	return execute(ctx, monitor, "block_set_io_throttle", throttle{
 		ID:             nodeName(d.ID),
 		ReadBytes:      d.Limits.ReadBytes,
 		WriteBytes:     d.Limits.WriteBytes,
 		ReadOperations: d.Limits.ReadOperations, WriteOperations: d.Limits.WriteOperations,
 	})
-	if err != nil {
-		return errors.Join(err, m.unplug(back, monitor, d.ID, added))
-	}
-	return nil
+}
+
+// refused tells whether the error is QEMU's answer.
+func refused(err error) bool {
+	var refusal *qmp.Error
+	return errors.As(err, &refusal)
 }
 
 // RemoveDisk detaches a disk; see vmm.Machine.
@@ -140,20 +148,40 @@ func (m *Machine) removeDisk(ctx context.Context, id string) error {
 
 // unplug takes back what plug has made.
 func (m *Machine) unplug(ctx context.Context, monitor *qmp.Client, id string, d *disk) error {
-	if err := execute(ctx, monitor, "device_del", deviceRef{nodeName(id)}); err != nil {
+	if d.ready {
+		if err := m.eject(ctx, monitor, id, d); err != nil {
+			return err
+		}
+	}
+	if d.node {
+		if err := execute(ctx, monitor, "blockdev-del", nodeRef{nodeName(id)}); err != nil {
+			return err
+		}
+	}
+	if !d.file {
+		return nil
+	}
+	return execute(ctx, monitor, "remove-fd", d.set)
+}
+
+// eject removes the device, which may be gone: then an earlier try did not end.
+func (m *Machine) eject(ctx context.Context, monitor *qmp.Client, id string, d *disk) error {
+	err := execute(ctx, monitor, "device_del", deviceRef{nodeName(id)})
+	var refusal *qmp.Error
+	if errors.As(err, &refusal) && refusal.Class == "DeviceNotFound" {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	select {
 	case <-d.deleted:
+		return nil
 	case <-m.done:
 		return vmm.ErrGone
 	case <-ctx.Done():
 		return fmt.Errorf("wait until the guest lets go of it: %w", ctx.Err())
 	}
-	if err := execute(ctx, monitor, "blockdev-del", nodeRef{nodeName(id)}); err != nil {
-		return err
-	}
-	return execute(ctx, monitor, "remove-fd", d.set)
 }
 
 // reserve enters a disk before it is attached, so that no second one can have

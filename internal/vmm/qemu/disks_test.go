@@ -2,11 +2,13 @@ package qemu
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/seed-efd44b36/kata/internal/vmm"
@@ -98,4 +100,60 @@ func TestDiskErrorsAreTheGuests(t *testing.T) {
 		}
 	}
 	t.Errorf("QEMU was told %v", heard())
+}
+
+// TestDiskThatFailsIsTakenBack: in the order that QEMU needs, and as far as
+// there is something.
+func TestDiskThatFailsIsTakenBack(t *testing.T) {
+	const (
+		no   = `"error": {"class": "GenericError", "desc": "no"}`
+		none = `"error": {"class": "DeviceNotFound", "desc": "none"}`
+	)
+	for name, tc := range map[string]struct {
+		answers map[string]string
+		ends    string // the context ends when QEMU has heard this
+		undo    []string
+		kept    bool
+	}{
+		"the file is refused":          {answers: map[string]string{"add-fd": no}},
+		"the node is refused":          {answers: map[string]string{"blockdev-add": no}, undo: []string{"remove-fd"}},
+		"the device is refused":        {answers: map[string]string{"device_add": no}, undo: []string{"blockdev-del", "remove-fd"}},
+		"limits are refused":           {answers: map[string]string{"block_set_io_throttle": no}, undo: []string{"device_del", "blockdev-del", "remove-fd"}},
+		"no answer, and no device":     {answers: map[string]string{"device_del": none}, ends: "device_add", undo: []string{"device_del", "blockdev-del", "remove-fd"}},
+		"no answer, but a device":      {ends: "device_add", undo: []string{"device_del", "blockdev-del", "remove-fd"}},
+		"the device cannot be removed": {answers: map[string]string{"device_del": no}, ends: "device_add", undo: []string{"device_del"}, kept: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			m, heard := monitored(t, func(c said) string {
+				answer := tc.answers[c.Name]
+				switch {
+				case c.Name == tc.ends:
+					cancel()
+					return `"event": "LATE"`
+				case c.Name == "device_del" && answer == "":
+					return `"event": "DEVICE_DELETED", "data": {"device": "disk-kata-1"}}` + "\n" + `{"return": {}`
+				}
+				return answer
+			})
+			d := diskOf(t)
+			d.Limits.ReadBytes = 1
+			if err := m.AddDisk(ctx, d); err == nil {
+				t.Fatal("no error")
+			}
+			if _, kept := m.disks[d.ID]; kept != tc.kept {
+				t.Errorf("the disk is listed: %t, want %t", kept, tc.kept)
+			}
+			var undo []string
+			for _, c := range heard() {
+				if slices.Contains([]string{"device_del", "blockdev-del", "remove-fd"}, c.Name) {
+					undo = append(undo, c.Name)
+				}
+			}
+			if !slices.Equal(undo, tc.undo) {
+				t.Errorf("undone by %v, want %v", undo, tc.undo)
+			}
+		})
+	}
 }
