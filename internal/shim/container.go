@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,6 +46,7 @@ type ctr struct {
 	pid  uint32
 	own  *thread.Parked // nil without one
 	init *process
+	last *os.File // for last words; nil without it
 
 	mu     sync.Mutex
 	execs  map[string]*process // guarded by mu; nil while being made

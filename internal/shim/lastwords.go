@@ -28,10 +28,14 @@ func (p *process) endOutputs() {
 	if io != nil {
 		io.End(why)
 	}
-	if why == "" || p.id != "" {
+	if p.id != "" || p.c.last == nil {
 		return
 	}
-	if err := p.c.writeTerminationLog(why); err != nil {
+	defer p.c.last.Close() // nothing is written by this descriptor
+	if why == "" {
+		return
+	}
+	if err := writeLast(p.c.last, why); err != nil {
 		p.c.s.logger().Warn("termination log", "container", p.c.id, "error", err)
 	}
 }
@@ -55,26 +59,43 @@ func (p *process) lost() string {
 	return "kata: " + failure.Line(why)
 }
 
-// writeTerminationLog writes the container's last words for it, if it has a file for
-// them and has not written any: the kubelet shows them with the container's state.
-func (c *ctr) writeTerminationLog(text string) error {
-	mounts := c.c.Spec().Mounts
-	i := slices.IndexFunc(mounts, func(m specs.Mount) bool { return path.Clean(m.Destination) == terminationLog })
-	if i < 0 {
-		return nil
+// openTerminationLog opens (O_PATH) the file for a container's last words, before its
+// process runs: later the path may lead elsewhere, since a pod can have a directory of
+// the host in which it puts links. It is nil if there is none that the container may
+// write to.
+func (s *service) openTerminationLog(sp *specs.Spec) (f *os.File, err error) {
+	i := slices.IndexFunc(sp.Mounts, func(m specs.Mount) bool { return path.Clean(m.Destination) == terminationLog })
+	if i < 0 || slices.ContainsFunc(sp.Mounts[i].Options, func(o string) bool { return o == "ro" || o == "rro" }) {
+		return nil, nil
 	}
-	return thread.InMounts(c.s.mounts, func() error {
-		f, err := os.OpenFile(mounts[i].Source, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() || st.Size() > 0 {
-			return err
-		}
-		if _, err := f.WriteString(text + "\n"); err != nil {
-			return fmt.Errorf("write %s: %w", mounts[i].Source, err)
-		}
-		return nil
+	err = thread.InMounts(s.mounts, func() error {
+		f, err = os.OpenFile(sp.Mounts[i].Source, unix.O_PATH|unix.O_CLOEXEC, 0)
+		return err
 	})
+	return f, err
+}
+
+// writeLast writes a container's last words to f (O_PATH), if it has not written any:
+// the kubelet shows them with the container's state.
+func writeLast(f *os.File, text string) error {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		return fmt.Errorf("statfs %s: %w", f.Name(), err)
+	}
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() || st.Size() > 0 {
+		return err
+	}
+	if fs.Blocks == 0 { // as procfs, sysfs and cgroups, where writing is a command
+		return fmt.Errorf("%s is in a file system that keeps nothing: not written", f.Name())
+	}
+	w, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", f.Name(), err)
+	}
+	defer w.Close()
+	if _, err := w.WriteString(text + "\n"); err != nil {
+		return fmt.Errorf("write %s: %w", f.Name(), err)
+	}
+	return nil
 }

@@ -201,6 +201,9 @@ func (s *service) create(ctx context.Context, r *task.CreateTaskRequest, first b
 		ContainerID: r.GetID(), Bundle: r.GetBundle(), Rootfs: r.GetRootfs(), Pid: c.pid,
 		IO: &events.TaskIO{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()},
 	})
+	if c.last, err = s.openTerminationLog(c.c.Spec()); err != nil {
+		s.logger().Warn("termination log", "container", c.id, "error", err)
+	}
 	s.watchers.Go(c.init.follow)
 	return c, nil
 }

@@ -453,7 +453,14 @@ func TestMachineDies(t *testing.T) {
 		}
 		return path
 	}
-	said := file("termination-log")
+	// The directory becomes a link when the container runs.
+	pod, victim := filepath.Join(s.Dir, "pod"), filepath.Join(s.Dir, "victim")
+	for _, dir := range []string{pod, victim} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said, untold := file("pod/log"), file("victim/log")
 	outputs := map[string]string{"c": file("c.err"), "e": file("e.err")}
 	if _, err := s.client.Create(t.Context(), &task.CreateTaskRequest{ID: "c", Stderr: "file://" + outputs["c"], Bundle: s.Bundle(t, "c", func(sp *specs.Spec) {
 		sp.Mounts = append(sp.Mounts, specs.Mount{Destination: "/dev/termination-log", Type: "bind", Source: said, Options: []string{"bind"}})
@@ -471,10 +478,17 @@ func TestMachineDies(t *testing.T) {
 	if _, err := s.client.Start(t.Context(), &task.StartRequest{ID: "c", ExecID: "e"}); err != nil {
 		t.Fatal(err)
 	}
+	if err := errors.Join(os.Rename(pod, pod+".moved"), os.Symlink(victim, pod)); err != nil {
+		t.Fatal(err)
+	}
 	s.Machine.End(sandboxtest.ErrKilled)
 	s.wait(t, []string{
 		"/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started", "/tasks/exit e", "/tasks/exit c",
 	})
+	said = filepath.Join(pod+".moved", "log")
+	if b, err := os.ReadFile(untold); err != nil || len(b) > 0 {
+		t.Errorf("a file that a link led to has %q, %v", b, err)
+	}
 	for _, path := range []string{said, outputs["c"], outputs["e"]} {
 		b, err := os.ReadFile(path)
 		if text := string(b); err != nil || strings.Count(text, "\n") != 1 || !strings.HasPrefix(text, "kata: the virtual machine died: ") {
