@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,10 +36,15 @@ type Cgroup struct {
 	v1       map[string]string
 	warnings []string
 
-	mu   sync.Mutex         // held while the limit on CPU time is changed, which depends on what it was
-	cpus float64            // guarded by mu; the limit, 0 for none
-	of   map[string]float64 // guarded by mu; those of containers that have been changed
+	mu      sync.Mutex       // held while the limit on CPU time is changed, which depends on what it was
+	limited bool             // guarded by mu; whether Limit has set one
+	cpus    float64          // guarded by mu; the limit, in force unless a container has none now
+	of      map[string]share // guarded by mu; of containers that have been changed
 }
+
+// share is a container's part in the limit on CPU time, 0 for a container that
+// has no limit of its own.
+type share struct{ began, now float64 }
 
 // Stats is what the processes of a cgroup use. What the host cannot tell is 0.
 type Stats struct {
@@ -191,7 +197,7 @@ func (c *Cgroup) Limit(l Limits) error {
 	defer c.mu.Unlock()
 	errs := []error{c.limitMemory(l.MemoryBytes), c.limitCPU(l.CPUs)}
 	if errs[1] == nil {
-		c.cpus = l.CPUs
+		c.cpus, c.limited = l.CPUs, l.CPUs > 0
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("limit cgroup %s: %w", c.path, err)
@@ -201,27 +207,51 @@ func (c *Cgroup) Limit(l Limits) error {
 
 // Change changes the limit on CPU time, if there is one, by as much as that of a
 // container of the sandbox has changed: from what it began with, or what it was
-// changed to last.
+// changed to last. While a container has none, the sandbox has none, either.
 func (c *Cgroup) Change(container string, began, now Limits) error {
-	from, to := began.clean().CPUs, now.clean().CPUs
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if last, ok := c.of[container]; ok {
-		from = last
+	from, ok := c.of[container]
+	if !ok {
+		from = share{began: began.clean().CPUs, now: began.clean().CPUs}
 	}
 	if c.of == nil {
-		c.of = map[string]float64{}
+		c.of = map[string]share{}
 	}
-	c.of[container] = to
-	if c.cpus == 0 || from == to {
+	to := now.clean().CPUs
+	c.of[container] = share{began: from.began, now: to}
+	return c.change(from.now, to)
+}
+
+// Forget takes back what a container has changed, which is no more. Without the
+// cgroup there is nothing to take back.
+func (c *Cgroup) Forget(container string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last, ok := c.of[container]
+	if !ok {
 		return nil
 	}
-	if to == 0 { // then the sandbox has none, either
-		c.cpus = 0
-	} else {
-		c.cpus = max(c.cpus+to-from, to)
+	delete(c.of, container)
+	if err := c.change(last.now, last.began); !errors.Is(err, errors.ErrUnsupported) {
+		return err
 	}
-	if err := c.limitCPU(c.cpus); err != nil {
+	return nil
+}
+
+// change puts one share in the place of another. The caller holds mu.
+func (c *Cgroup) change(from, to float64) error {
+	if !c.limited || from == to {
+		return nil
+	}
+	c.cpus = max(c.cpus+to-from, to)
+	limit := c.cpus
+	for _, s := range c.of {
+		if s.now == 0 {
+			limit = 0
+		}
+	}
+	if err := c.limitCPU(limit); err != nil {
 		return fmt.Errorf("limit cgroup %s: %w", c.path, err)
 	}
 	return nil
@@ -243,7 +273,7 @@ func (c *Cgroup) limitMemory(bytes int64) error {
 
 func (c *Cgroup) limitCPU(cpus float64) error {
 	none := cpus == 0
-	quota := strconv.FormatInt(max(int64(cpus*cpuPeriod), 1000), 10) // 1 ms is the kernel's least
+	quota := strconv.FormatInt(max(int64(math.Round(cpus*cpuPeriod)), 1000), 10) // 1 ms is the kernel's least
 	if c.unified {
 		if none {
 			quota = "max"

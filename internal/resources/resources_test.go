@@ -155,8 +155,17 @@ func TestCgroup(t *testing.T) {
 		{"b", 0.2, 1, "115"},
 		{"a", 0.25, 0, ""},
 		{"b", 0.2, 3, ""},
+		{"a", 0.25, 0.25, "330"}, // as it was
+		{"b", 0.2, 0, ""},
+		{"b", 0.2, -1, "50"}, // is deleted
+		{"a", 0.25, -1, "50"},
+		{"a", 0.25, 0.5, "75"}, // another of the name
 	} {
-		must(t, c.Change(tt.container, Limits{CPUs: tt.began}, Limits{CPUs: tt.now}))
+		if tt.now < 0 {
+			must(t, c.Forget(tt.container))
+		} else {
+			must(t, c.Change(tt.container, Limits{CPUs: tt.began}, Limits{CPUs: tt.now}))
+		}
 		want := tt.milliseconds + "000"
 		if tt.milliseconds == "" {
 			want = map[bool]string{true: "max", false: "-1"}[c.unified]
