@@ -255,7 +255,8 @@ func (n *nic) follow(mtu int) error {
 	return nil
 }
 
-// leave undoes join. The interface may have been removed.
+// leave undoes join. The interface may have been removed. What the guest sends
+// must not reach the namespace itself when nothing redirects it any more.
 func (n *nic) leave() error {
 	if n.index == 0 {
 		return nil
@@ -263,7 +264,7 @@ func (n *nic) leave() error {
 	var errs []error
 	for _, find := range []func() (netlink.Link, error){
 		func() (netlink.Link, error) { return netlink.LinkByIndex(n.index) },
-		func() (netlink.Link, error) { return netlink.LinkByName(n.tap) },
+		n.down,
 	} {
 		var gone netlink.LinkNotFoundError
 		l, err := find()
@@ -277,6 +278,15 @@ func (n *nic) leave() error {
 	}
 	n.index, n.name = 0, ""
 	return errors.Join(errs...)
+}
+
+// down sets the tap down and returns it.
+func (n *nic) down() (netlink.Link, error) {
+	tap, err := netlink.LinkByName(n.tap)
+	if err == nil {
+		err = netlink.LinkSetDown(tap)
+	}
+	return tap, err
 }
 
 // openTap makes a tap device in the thread's namespace. It is not persistent:

@@ -328,6 +328,28 @@ func TestLate(t *testing.T) {
 		}
 		return err
 	})
+	// What the guest sends is the interface's, or nobody's.
+	taps := func() (up []bool) {
+		in(t, path, func() error {
+			for _, n := range a.nics {
+				l, err := netlink.LinkByName(n.tap)
+				if err != nil {
+					return err
+				}
+				up = append(up, l.Attrs().Flags&net.FlagUp != 0)
+			}
+			return nil
+		})
+		return up
+	}
+	if up := taps(); !slices.Equal(up, []bool{true, true}) {
+		t.Errorf("taps that are joined: up %v", up)
+	}
+	ip(t, path, "link delete net2")
+	refresh(t, a)
+	if up := taps(); !slices.Equal(up, []bool{false, true}) {
+		t.Errorf("the first has lost its interface: up %v", up)
+	}
 }
 
 // TestFollow: the guest is told of what changes, and of nothing else.
