@@ -24,8 +24,8 @@ const (
 type joint struct {
 	*network.Attachment
 
-	settle  sync.Once
-	settled error // valid after settle
+	mu      sync.Mutex
+	settled bool // guarded by mu
 }
 
 // attachNetwork joins the namespace to the devices of the machine to be.
@@ -62,7 +62,7 @@ func (s *Sandbox) attachNetwork(ctx context.Context, o BootOptions, cfg *vmm.Con
 	return nil
 }
 
-// settleNetwork is called before a container starts. The first time it passes on
+// settleNetwork is called before a container starts. Once it passes on
 // what has come into the namespace since the boot; what changes afterwards is
 // passed on until the sandbox ends.
 func (s *Sandbox) settleNetwork(ctx context.Context) error {
@@ -70,15 +70,18 @@ func (s *Sandbox) settleNetwork(ctx context.Context) error {
 	if j == nil {
 		return nil
 	}
-	j.settle.Do(func() {
-		f, err := j.Follow(ctx, s.tellNetwork, s.log)
-		if err != nil {
-			j.settled = fmt.Errorf("network: %w", err)
-			return
-		}
-		s.undo.Push("watch of the network", func(context.Context) error { return f.Close() })
-	})
-	return j.settled
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.settled {
+		return nil
+	}
+	f, err := j.Follow(ctx, s.tellNetwork, s.log)
+	if err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	j.settled = true
+	s.undo.Push("watch of the network", func(context.Context) error { return f.Close() })
+	return nil
 }
 
 func (s *Sandbox) tellNetwork(ctx context.Context, nw *agentv1.Network) error {
