@@ -41,6 +41,8 @@ const (
 	restless = time.Second
 	// writeTimeout is for one call to the guest.
 	writeTimeout = 10 * time.Second
+	// lifeless are the attributes of the mounts that volumes are read in.
+	lifeless = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NOSYMFOLLOW
 )
 
 // Set is the mirrored volumes of a sandbox. Its methods are safe for concurrent
@@ -126,7 +128,8 @@ func (s *Set) Add(ctx context.Context, container string, b spec.Bind) (string, e
 	return filepath.Join(container, strconv.Itoa(b.Mount)), nil
 }
 
-// open opens a directory of the host.
+// open opens a directory of the host, in a mount of our own that is nowhere: a
+// container which can write to the volume may put device nodes there.
 func (s *Set) open(path string) (dir *os.File, err error) {
 	err = thread.Run(func() error {
 		if s.host != nil {
@@ -134,14 +137,22 @@ func (s *Set) open(path string) (dir *os.File, err error) {
 				return fmt.Errorf("enter the host's mount namespace: %w", err)
 			}
 		}
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 		if err != nil {
-			return err
+			return &os.PathError{Op: "open_tree", Path: path, Err: err}
 		}
 		dir = os.NewFile(uintptr(fd), path)
 		return nil
 	})
-	return dir, err
+	if err != nil {
+		return nil, err
+	}
+	err = unix.MountSetattr(int(dir.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: lifeless, Propagation: unix.MS_PRIVATE})
+	if err != nil {
+		_ = dir.Close()
+		return nil, fmt.Errorf("mount_setattr: %w", err)
+	}
+	return dir, nil
 }
 
 // follow looks at all volumes from time to time.

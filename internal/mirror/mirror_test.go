@@ -182,3 +182,44 @@ func TestRead(t *testing.T) {
 		t.Errorf("a volume that is not there: %v", err)
 	}
 }
+
+// TestOpen: a device in a volume is none for us.
+func TestOpen(t *testing.T) {
+	dir := t.TempDir()
+	f, err := New(nil, nil, nil).open(dir)
+	must(t, err)
+	defer f.Close()
+	var fs unix.Statfs_t
+	must(t, unix.Fstatfs(int(f.Fd()), &fs))
+	const noFollow = 0x2000 // ST_NOSYMFOLLOW
+	const want = unix.ST_RDONLY | unix.ST_NODEV | unix.ST_NOSUID | unix.ST_NOEXEC | noFollow
+	if fs.Flags&want != want {
+		t.Errorf("its mount has the attributes %#x, want %#x", fs.Flags, want)
+	}
+}
+
+func TestReplaced(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"file", "other"} {
+		must(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+	}
+	must(t, os.Mkdir(filepath.Join(dir, "dir"), 0o700))
+	must(t, unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600))
+	root, err := os.OpenRoot(dir)
+	must(t, err)
+	defer root.Close()
+	info, err := root.Lstat("file")
+	must(t, err)
+	r := reader{root: root, left: 1}
+	if _, err := r.data("file", info); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"other", "dir", "pipe", "none"} {
+		if _, err := r.data(name, info); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s in place of the file: %v", name, err)
+		}
+	}
+	if _, err := r.names("dir", info); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("another directory: %v", err)
+	}
+}

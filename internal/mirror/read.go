@@ -6,6 +6,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
+	"slices"
 	"syscall"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
@@ -20,8 +22,19 @@ const (
 	maxFiles = 2000
 )
 
-// errUnsuitable is wrapped by errors about volumes that cannot be mirrored.
-var errUnsuitable = errors.New("it cannot be copied")
+var (
+	// errUnsuitable is wrapped by errors about volumes that cannot be mirrored.
+	errUnsuitable = errors.New("it cannot be copied")
+	errMany       = fmt.Errorf("%w: it has more than %d files", errUnsuitable, maxFiles)
+)
+
+// reader reads a volume. What is in there may change at any time, by hands that
+// must not make us open anything but files and directories.
+type reader struct {
+	root  *os.Root
+	left  int64 // bytes that there may still be
+	files []*agentv1.VolumeFile
+}
 
 // read reads all that is in a volume.
 func read(dir *os.File) ([]*agentv1.VolumeFile, error) {
@@ -30,58 +43,93 @@ func read(dir *os.File) ([]*agentv1.VolumeFile, error) {
 		return nil, err
 	}
 	defer root.Close()
-	var files []*agentv1.VolumeFile
-	left := int64(maxBytes)
-	err = fs.WalkDir(root.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		f, err := readOne(root, name, left)
-		if err != nil {
-			return err
-		}
-		left -= int64(len(f.GetData()) + len(name))
-		if files = append(files, f); len(files) > maxFiles {
-			return fmt.Errorf("%w: it has more than %d files", errUnsuitable, maxFiles)
-		}
-		return nil
-	})
-	return files, err
+	r := reader{root: root, left: maxBytes}
+	err = r.add(".")
+	return r.files, err
 }
 
-// readOne reads one file of at most limit bytes.
-func readOne(root *os.Root, name string, limit int64) (*agentv1.VolumeFile, error) {
-	info, err := root.Lstat(name)
+// add reads a file, or a directory with all that is in it.
+func (r *reader) add(name string) error {
+	info, err := r.root.Lstat(name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
-		return nil, fmt.Errorf("stat %s: %w", name, errors.ErrUnsupported)
+		return fmt.Errorf("stat %s: %w", name, errors.ErrUnsupported)
 	}
 	f := &agentv1.VolumeFile{Path: name, Mode: st.Mode, Uid: st.Uid, Gid: st.Gid}
+	if r.files = append(r.files, f); len(r.files) > maxFiles {
+		return errMany
+	}
+	var names []string
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
+		names, err = r.names(name, info)
 	case unix.S_IFLNK:
-		to, err := root.Readlink(name)
-		if err != nil {
-			return nil, err
-		}
+		var to string
+		to, err = r.root.Readlink(name)
 		f.Data = []byte(to)
 	case unix.S_IFREG:
-		r, err := root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-		if err != nil {
-			return nil, err
-		}
-		defer r.Close()
-		if f.Data, err = io.ReadAll(io.LimitReader(r, max(limit, 0)+1)); err != nil {
-			return nil, fmt.Errorf("read %s: %w", name, err)
-		}
+		f.Data, err = r.data(name, info)
 	default:
-		return nil, fmt.Errorf("%w: %s is neither a file nor a directory nor a link", errUnsuitable, name)
+		err = fmt.Errorf("%w: %s is neither a file nor a directory nor a link", errUnsuitable, name)
 	}
-	if int64(len(f.GetData())+len(name)) > limit {
-		return nil, fmt.Errorf("%w: it has more than %d MiB", errUnsuitable, maxBytes>>20)
+	if err != nil {
+		return err
+	}
+	if r.left -= int64(len(f.GetData()) + len(name)); r.left < 0 {
+		return fmt.Errorf("%w: it has more than %d MiB", errUnsuitable, maxBytes>>20)
+	}
+	for _, n := range names {
+		if err := r.add(path.Join(name, n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// open opens what has been looked at.
+func (r *reader) open(name string, info fs.FileInfo) (*os.File, error) {
+	f, err := r.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if now, err := f.Stat(); err != nil || !os.SameFile(now, info) {
+		_ = f.Close()
+		return nil, errors.Join(err, fmt.Errorf("%s was replaced: what it was is gone: %w", name, fs.ErrNotExist))
 	}
 	return f, nil
+}
+
+// data reads a file, or one byte more than may be.
+func (r *reader) data(name string, info fs.FileInfo) ([]byte, error) {
+	f, err := r.open(name, info)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, r.left+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return data, nil
+}
+
+// names lists a directory in order. A huge one is not read to its end.
+func (r *reader) names(name string, info fs.FileInfo) ([]string, error) {
+	f, err := r.open(name, info)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(maxFiles)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("list %s: %w", name, err)
+	}
+	if len(r.files)+len(names) > maxFiles {
+		return nil, errMany
+	}
+	slices.Sort(names)
+	return names, nil
 }
