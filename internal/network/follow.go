@@ -55,6 +55,7 @@ func (f *Follower) Close() error {
 
 func (f *Follower) follow(ctx context.Context) {
 	defer close(f.ended)
+	told := false
 	for {
 		if err := f.watch.wait(); err != nil {
 			if !errors.Is(err, os.ErrClosed) {
@@ -62,9 +63,17 @@ func (f *Follower) follow(ctx context.Context) {
 			}
 			return
 		}
-		if err := f.update(ctx); err != nil && ctx.Err() == nil {
+		// A failure is told once, not with each event until it is over: the text
+		// is the guest's, perhaps, and the log takes up memory.
+		err := f.update(ctx)
+		if err == nil {
+			told = false
+			continue
+		}
+		if !told && ctx.Err() == nil {
 			f.log.Warn("the guest's network is not that of its namespace", "error", err)
 		}
+		told = true
 	}
 }
 

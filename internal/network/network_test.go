@@ -408,6 +408,46 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// counter counts what is logged.
+type counter struct {
+	slog.Handler
+
+	n *int
+}
+
+// Enabled lets all through.
+func (counter) Enabled(context.Context, slog.Level) bool { return true }
+
+// Handle counts.
+func (c counter) Handle(context.Context, slog.Record) error { *c.n++; return nil }
+
+// TestFollowTellsAFailureOnce: a guest that refuses must not fill the log.
+func TestFollowTellsAFailureOnce(t *testing.T) {
+	path, peer := newNS(t, "pod"), newNS(t, "peer")
+	a := attach(t, path, 1)
+	told := make(chan struct{}, 100)
+	tell := func(context.Context, *agentv1.Network) error {
+		told <- struct{}{}
+		return errors.New("refused")
+	}
+	var logged int
+	f, err := a.Follow(t.Context(), tell, slog.New(counter{slog.DiscardHandler, &logged}))
+	must(t, err)
+	addVeth(t, path, peer, "eth0", podMAC, podIP+"/24")
+	for i := range 4 {
+		ip(t, path, fmt.Sprintf("address add 10.98.0.%d/24 dev eth0", 100+i))
+		select {
+		case <-told:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the guest was not told")
+		}
+	}
+	must(t, f.Close())
+	if logged != 1 {
+		t.Errorf("%d lines in the log, want 1", logged)
+	}
+}
+
 // TestFrames plays the guest on the tap: it asks for the peer's MAC, gets the
 // answer, and pings it, all through the redirection.
 func TestFrames(t *testing.T) {
