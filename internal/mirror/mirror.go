@@ -7,7 +7,7 @@
 // Its caller is the sandbox. A volume's files are the engine's word; they are read
 // without following a link.
 //
-// Life cycle: New -> Add, Remove (any number) -> Close.
+// Life cycle: New -> Add, Remove, Discard (any number) -> Close.
 package mirror
 
 import (
@@ -101,7 +101,7 @@ func suits(b spec.Bind) bool {
 
 // Add mirrors a bind mount of a container, if it is one to be mirrored, and
 // returns the path of the copy below the directory that the guest has for them,
-// or "".
+// or "". On error call Discard.
 func (s *Set) Add(ctx context.Context, container string, b spec.Bind) (string, error) {
 	if !suits(b) {
 		return "", nil
@@ -112,18 +112,20 @@ func (s *Set) Add(ctx context.Context, container string, b spec.Bind) (string, e
 	}
 	v := &volume{container: container, number: uint32(b.Mount), source: b.Source, dir: dir}
 	v.life, v.end = context.WithCancel(s.life)
-	if err := s.sync(ctx, v); err != nil {
-		v.end()
-		_ = dir.Close()
-		if errors.Is(err, errUnsuitable) {
-			s.log.Warn("changes of a volume will not be told to who watches it", "container", container, "volume", b.Source, "why", err)
-			return "", nil
-		}
-		return "", fmt.Errorf("mirror %s: %w", b.Source, err)
+	err = s.sync(ctx, v)
+	if err != nil {
+		v.stop()
+	}
+	if errors.Is(err, errUnsuitable) {
+		s.log.Warn("changes of a volume will not be told to who watches it", "container", container, "volume", b.Source, "why", err)
+		return "", nil
 	}
 	s.mu.Lock()
-	s.volumes[container] = append(s.volumes[container], v)
+	s.volumes[container] = append(s.volumes[container], v) // also one that the guest may have in part
 	s.mu.Unlock()
+	if err != nil {
+		return "", fmt.Errorf("mirror %s: %w", b.Source, err)
+	}
 	s.watch.Do(func() { s.work.Go(s.follow) })
 	return filepath.Join(container, strconv.Itoa(b.Mount)), nil
 }
@@ -239,18 +241,39 @@ func (s *Set) sync(ctx context.Context, v *volume) error {
 
 // Remove forgets the volumes of a container, whose copies go with it. Afterwards
 // none is written any more.
-func (s *Set) Remove(container string) {
+func (s *Set) Remove(container string) { s.remove(container) }
+
+func (s *Set) remove(container string) []*volume {
 	s.mu.Lock()
 	list := s.volumes[container]
 	delete(s.volumes, container)
 	s.mu.Unlock()
 	for _, v := range list {
-		v.end()
-		v.mu.Lock()
-		_ = v.dir.Close() // nothing has been written to it
-		v.dir = nil
-		v.mu.Unlock()
+		v.stop()
 	}
+	return list
+}
+
+// Discard removes the volumes of a container that has not come to be, and their
+// copies: nothing in the guest would take these along. After Remove it does nothing.
+func (s *Set) Discard(container string) {
+	list := s.remove(container)
+	ctx, cancel := context.WithTimeout(s.life, writeTimeout)
+	defer cancel()
+	for _, v := range list {
+		if err := s.write(ctx, &agentv1.WriteVolumeRequest{Container: container, Volume: v.number}); err != nil {
+			s.log.Warn("the copy of a volume stays in the guest", "container", container, "volume", v.source, "error", err)
+		}
+	}
+}
+
+// stop ends the writing of a volume.
+func (v *volume) stop() {
+	v.end()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	_ = v.dir.Close() // nothing has been written to it
+	v.dir = nil
 }
 
 // Close ends all that goes on.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -180,6 +181,37 @@ func TestRead(t *testing.T) {
 	}
 	if _, err := New(nil, nil, nil).open(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a volume that is not there: %v", err)
+	}
+}
+
+// TestDiscard: nothing of a container that has not come to be stays in the guest,
+// also not what was written in part.
+func TestDiscard(t *testing.T) {
+	var mu sync.Mutex
+	var calls []string
+	errNot := errors.New("not now")
+	s := New(nil, func(_ context.Context, r *agentv1.WriteVolumeRequest) error {
+		mu.Lock()
+		defer mu.Unlock()
+		calls = append(calls, fmt.Sprintf("%s/%d %d", r.GetContainer(), r.GetVolume(), len(r.GetFiles())))
+		if r.GetVolume() == 2 && len(r.GetFiles()) > 0 {
+			return errNot
+		}
+		return nil
+	}, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	s.every = time.Hour
+	defer s.Close()
+	for number, want := range map[int]error{1: nil, 2: errNot} {
+		dir := configMap(t, "one")
+		if _, err := s.Add(t.Context(), "c", spec.Bind{Mount: number, Source: dir, ReadOnly: true}); !errors.Is(err, want) {
+			t.Errorf("volume %d: %v", number, err)
+		}
+	}
+	s.Discard("c")
+	s.Discard("c")
+	slices.Sort(calls)
+	if diff := cmp.Diff([]string{"c/1 0", "c/1 5", "c/2 0", "c/2 5"}, calls); diff != "" {
+		t.Error(diff)
 	}
 }
 

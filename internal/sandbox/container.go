@@ -240,7 +240,7 @@ func (c *Container) attachDisks(ctx context.Context, plan *spec.Plan, req *agent
 
 // release takes back what the guest was given for the container.
 func (c *Container) release(ctx context.Context) error {
-	c.s.mirrors.Remove(c.id)
+	c.s.mirrors.Discard(c.id)
 	return errors.Join(c.s.share.Remove(c.id), c.s.disks.Remove(ctx, c.id), c.s.cgroup.Forget(c.id))
 }
 

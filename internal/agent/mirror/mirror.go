@@ -35,17 +35,23 @@ const (
 	fresh   = "..data_tmp"
 )
 
-// Write makes a volume what the files say.
+// Write makes a volume what the files say. Without any it is removed.
 func Write(dir, container string, number uint32, files []*agentv1.VolumeFile) error {
-	at := filepath.Join(dir, container, strconv.FormatUint(uint64(number), 10))
-	if err := write(at, files); err != nil {
+	var err error
+	name := filepath.Join(container, strconv.FormatUint(uint64(number), 10))
+	if len(files) > 0 {
+		err = write(filepath.Join(dir, name), files)
+	} else {
+		err = Remove(dir, name)
+	}
+	if err != nil {
 		return fmt.Errorf("write volume %d of container %q: %w", number, container, err)
 	}
 	return nil
 }
 
-// Remove removes the volumes of a container.
-func Remove(dir, container string) error {
+// Remove removes the volumes of a container, or CONTAINER/NUMBER only.
+func Remove(dir, name string) error {
 	root, err := os.OpenRoot(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // there has been none
@@ -54,11 +60,11 @@ func Remove(dir, container string) error {
 		return err
 	}
 	defer root.Close()
-	return root.RemoveAll(container)
+	return root.RemoveAll(name)
 }
 
 func write(at string, files []*agentv1.VolumeFile) error {
-	if len(files) == 0 || files[0].GetPath() != "." || files[0].GetMode()&unix.S_IFMT != unix.S_IFDIR {
+	if files[0].GetPath() != "." || files[0].GetMode()&unix.S_IFMT != unix.S_IFDIR {
 		return fmt.Errorf("the volume itself is not described: %w", ErrInvalid)
 	}
 	if err := os.MkdirAll(at, 0o755); err != nil {

@@ -142,6 +142,12 @@ func TestWrite(t *testing.T) {
 			t.Errorf("%s: events (-want +got):\n%s", tt.name, diff)
 		}
 	}
+	if err := errors.Join(Write(dir, "c", 4, files(t, ". 40755 ")), Write(dir, "c", 3, nil), Write(dir, "c", 3, nil)); err != nil {
+		t.Fatalf("without files: %v", err)
+	}
+	if left, err := os.ReadDir(filepath.Join(dir, "c")); err != nil || len(left) != 1 || left[0].Name() != "4" {
+		t.Errorf("a volume without files was removed: %v are there, %v", left, err)
+	}
 	if err := Remove(dir, "c"); err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +180,6 @@ func TestWriteStaysInside(t *testing.T) {
 
 func TestWriteRefuses(t *testing.T) {
 	for _, lines := range [][]string{
-		{},
 		{"key 100644 x"},
 		{". 100644 x"},
 		{". 40755 ", "../key 100644 x"},
