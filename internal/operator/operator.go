@@ -22,7 +22,12 @@ import (
 
 // Calls has the calls that any sandbox can answer. It is part of the service
 // kata.proxy.v1.Proxy.
-type Calls struct{ Sandbox *sandbox.Sandbox }
+type Calls struct {
+	Sandbox *sandbox.Sandbox
+	// Engine tells that the containers obey an engine alone: the streams of their
+	// first processes are its own.
+	Engine bool
+}
 
 // Exec prepares a further process.
 func (c Calls) Exec(ctx context.Context, r *proxyv1.ExecRequest) (*proxyv1.ExecResponse, error) {

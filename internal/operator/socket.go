@@ -93,6 +93,9 @@ func (s *Socket) accept(ctx context.Context) {
 // guest, until both directions that exist for that descriptor have ended.
 func (s *Socket) bridge(ctx context.Context, client link.Stream, h link.Header) error {
 	defer client.Close()
+	if s.calls.Engine && h.Exec == "" {
+		return engines(h.Container)
+	}
 	p, err := s.calls.process(h.Container, h.Exec)
 	if err != nil {
 		return err
@@ -147,8 +150,13 @@ type ofProcess[Request any] interface {
 func ofExec[Request, Response any, P ofProcess[Request]](f func(context.Context, P) (*Response, error)) ttrpc.Method {
 	return method(func(ctx context.Context, r *Request) (*Response, error) {
 		if P(r).GetExec() == "" {
-			return nil, status.Errorf(codes.FailedPrecondition, "container %s obeys the engine that has made it alone", P(r).GetContainer())
+			return nil, engines(P(r).GetContainer())
 		}
 		return f(ctx, r)
 	})
+}
+
+// engines refuses what is the engine's to do.
+func engines(container string) error {
+	return status.Errorf(codes.FailedPrecondition, "container %s obeys the engine that has made it alone", container)
 }

@@ -98,7 +98,7 @@ func serveSandbox(ctx context.Context, sb *sandbox.Sandbox, log *slog.Logger, o 
 	if err := sb.Boot(ctx, o); err != nil {
 		return err
 	}
-	calls := operator.Calls{Sandbox: sb}
+	calls := operator.Calls{Sandbox: sb, Engine: true}
 	socket, err := operator.Listen(context.WithoutCancel(ctx), calls, log, calls.Register)
 	if err != nil {
 		return err

@@ -1,8 +1,10 @@
 package shim
 
 import (
+	"path/filepath"
 	"testing"
 
+	task "github.com/containerd/containerd/api/runtime/task/v3"
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"google.golang.org/grpc/codes"
@@ -43,6 +45,17 @@ func TestOperator(t *testing.T) {
 		if err := call(); status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("%s of a container: %v", name, err)
 		}
+	}
+	output := "file://" + filepath.Join(t.TempDir(), "output")
+	if _, err := s.client.Create(ctx, &task.CreateTaskRequest{ID: "d", Bundle: s.Bundle(t, "d", nil), Stdout: output}); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := client.OpenStdio(ctx, "d", "", 1); err == nil {
+		_ = st.Close()
+		t.Error("the output of a container was given away")
+	}
+	if _, err := s.client.Delete(ctx, &task.DeleteRequest{ID: "d"}); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := client.Shutdown(ctx, &proxyv1.ShutdownRequest{}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("shutdown: %v", err)
