@@ -232,8 +232,18 @@ func TestLaterMounts(t *testing.T) {
 		return errors.Join(unix.Mount(src, src, "", unix.MS_BIND, ""), unix.Mount("", src, "", unix.MS_SHARED, ""))
 	})
 	t.Cleanup(func() { onHost(func() error { return unix.Unmount(src, unix.MNT_DETACH) }) })
-	addVolume(t, d, "c", spec.Bind{Source: src, Recursive: true, Slave: true})
+	slave := addVolume(t, d, "c", spec.Bind{Source: src, Recursive: true, Slave: true})
 	addVolume(t, d, "c", spec.Bind{Source: src, Recursive: true})
+	if again := addVolume(t, d, "d", spec.Bind{Source: src, Recursive: true, Slave: true}); again != slave {
+		t.Errorf("one mount is the volumes %s and %s", slave, again)
+	}
+	// What comes below another mount of the directory is not the same.
+	other := t.TempDir()
+	onHost(func() error { return unix.Mount(src, other, "", unix.MS_BIND, "") })
+	t.Cleanup(func() { onHost(func() error { return unix.Unmount(other, unix.MNT_DETACH) }) })
+	if got := addVolume(t, d, "d", spec.Bind{Source: other, Recursive: true, Slave: true}); got == slave {
+		t.Error("two mounts of a directory are one volume")
+	}
 	mountTmpfs(t, sub, host)
 	seen := func(index string) bool {
 		var fs unix.Statfs_t

@@ -35,6 +35,9 @@ type volumes struct {
 // source tells volumes apart.
 type source struct {
 	dev, ino uint64
+	// mount is the number of the host's mount that a slave has its mounts from: 0
+	// for others.
+	mount uint64
 	// below are the mounts below it, by their numbers.
 	below string
 	// slave and readOnlyBelow are as in spec.Bind, and readOnly is, if there
@@ -117,6 +120,12 @@ func (d *Dir) identify(tree int, b spec.Bind) (source, error) {
 		dev: st.Dev, ino: st.Ino, slave: b.Slave, readOnlyBelow: b.ReadOnlyBelow,
 		writable: mount.Flags&unix.ST_RDONLY == 0,
 	}
+	if b.Slave {
+		var err error
+		if src.mount, err = d.mountOf(b.Source); err != nil {
+			return source{}, err
+		}
+	}
 	if b.Recursive && st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		var err error
 		if src.below, err = d.mountsBelow(b.Source); err != nil {
@@ -125,6 +134,18 @@ func (d *Dir) identify(tree int, b spec.Bind) (source, error) {
 	}
 	src.readOnly = src.below != "" && b.ReadOnly && !b.ReadOnlyBelow
 	return src, nil
+}
+
+// mountOf is the number of the host's mount that a path is in.
+func (d *Dir) mountOf(path string) (uint64, error) {
+	var st unix.Statx_t
+	_, err := d.onHost(func() (int, error) {
+		return 0, unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("mount of %s: %w", path, err)
+	}
+	return st.Mnt_id, nil
 }
 
 // mountsBelow lists the numbers of the host's mounts below a directory.
