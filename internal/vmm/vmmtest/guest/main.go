@@ -20,6 +20,11 @@ import (
 )
 
 func main() {
+	if os.Getpid() != 1 {
+		// The initrd has it as /sbin/modprobe, too, and the kernel waits for
+		// that: a module that is asked for comes by the list, or not.
+		os.Exit(1)
+	}
 	fmt.Fprintln(os.Stderr, "guest:", run())
 	// PID 1 must not end: that would be a kernel panic of another kind.
 	for {
