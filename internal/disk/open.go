@@ -13,19 +13,14 @@ import (
 // look opens what is at path on the host, as a place: nothing is read, and no
 // driver is called.
 func look(host *os.File, path string) (place *os.File, st unix.Stat_t, err error) {
-	find := func() error {
+	err = thread.InMounts(host, func() error {
 		fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		place = os.NewFile(uintptr(fd), path)
 		return nil
-	}
-	if host == nil {
-		err = find()
-	} else {
-		err = thread.InMounts(host, find)
-	}
+	})
 	if err != nil {
 		return nil, st, fmt.Errorf("open: %w", err)
 	}

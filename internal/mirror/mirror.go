@@ -133,12 +133,7 @@ func (s *Set) Add(ctx context.Context, container string, b spec.Bind) (string, e
 // open opens a directory of the host, in a mount of our own that is nowhere: a
 // container which can write to the volume may put device nodes there.
 func (s *Set) open(path string) (dir *os.File, err error) {
-	err = thread.Run(func() error {
-		if s.host != nil {
-			if err := errors.Join(unix.Unshare(unix.CLONE_FS), unix.Setns(int(s.host.Fd()), unix.CLONE_NEWNS)); err != nil {
-				return fmt.Errorf("enter the host's mount namespace: %w", err)
-			}
-		}
+	err = thread.InMounts(s.host, func() error {
 		fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 		if err != nil {
 			return &os.PathError{Op: "open_tree", Path: path, Err: err}

@@ -70,16 +70,7 @@ func attach(mnt, at int) error {
 // onHost runs f on a thread that is in the host's mount namespace: a mount can
 // be cloned only from within the namespace that it is in.
 func (d *Dir) onHost(f func() (int, error)) (fd int, err error) {
-	err = thread.Run(func() error {
-		// A thread must not share its root and working directory to go.
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return fmt.Errorf("unshare: %w", err)
-		}
-		if d.host != nil {
-			if err := unix.Setns(int(d.host.Fd()), unix.CLONE_NEWNS); err != nil {
-				return fmt.Errorf("enter the host's mount namespace: %w", err)
-			}
-		}
+	err = thread.InMounts(d.host, func() error {
 		fd, err = f()
 		return err
 	})

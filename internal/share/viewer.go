@@ -39,14 +39,8 @@ func (d *Dir) inServer(fd int, name string, f func(fd int) error) error {
 	if err := unix.Fstat(fd, &want); err != nil {
 		return err
 	}
-	return thread.Run(func() error {
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return fmt.Errorf("unshare: %w", err)
-		}
-		// Our root is then that of the server's namespace.
-		if err := unix.Setns(int(d.server.Fd()), unix.CLONE_NEWNS); err != nil {
-			return fmt.Errorf("enter the server's mount namespace: %w", err)
-		}
+	// Our root is then that of the server's namespace.
+	return thread.InMounts(d.server, func() error {
 		// QEMU has the directory at its path, virtiofsd as its root.
 		for _, dir := range []string{d.path, "/"} {
 			copied, err := openCopy(dir, name, &want)

@@ -25,7 +25,12 @@ func Run(f func() error) error {
 
 // InMounts runs f like Run, on a thread that is in the mount namespace ns: the
 // paths that f opens, and the programs that it starts, mean what they say there.
+// A process is as good as a namespace (pidfd), and nil is our own, where f needs
+// no thread.
 func InMounts(ns *os.File, f func() error) error {
+	if ns == nil {
+		return f()
+	}
 	return Run(func() error {
 		// A thread must not share its root and working directory to go.
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
