@@ -38,8 +38,8 @@ const (
 	spares = 1
 	// vsockPort is where the agent listens when the link is vsock.
 	vsockPort = 1024
-	// settleTime is how long the first container has the guest for itself.
-	settleTime = time.Second
+	// quietTime is how long the first container has the guest for itself.
+	quietTime = time.Second
 	// memoryLimit in bytes is what the collector of garbage aims at.
 	memoryLimit = 8 << 20
 )
@@ -55,15 +55,19 @@ type Agent struct {
 	network *network.Stack
 	events  *events
 	debug   bool            // a debug shell is allowed
-	settled chan struct{}   // closed when the first container runs
+	running chan struct{}   // closed when the first container runs
 	life    context.Context // until the agent ends
 	started time.Duration   // since the kernel's start
 
-	settleOnce sync.Once // guards the closing of settled
+	runOnce  sync.Once     // guards the closing of running
+	prepared chan struct{} // closed when prepareErr is set
+	// prepareErr says what is missing of what a sandbox needs.
+	prepareErr error
 
 	mu         sync.Mutex
 	ready      time.Duration         // guarded by mu; when the link could be used
 	sandbox    string                // guarded by mu; id, empty before SetupSandbox
+	template   bool                  // guarded by mu; the guest has been settled
 	containers map[string]*container // guarded by mu; nil value: being created
 }
 
@@ -132,7 +136,8 @@ func run(started time.Duration) error {
 		life:    life,
 		started: started,
 
-		settled:    make(chan struct{}),
+		running:    make(chan struct{}),
+		prepared:   make(chan struct{}),
 		containers: make(map[string]*container),
 	}
 	a.jailer = jail.New(jail.Options{Reaper: a.reaper, Spares: spares, Log: logger})
@@ -163,35 +168,37 @@ func loadLinkModules(m *module.Set, vsock bool) error {
 // prepare does ahead what a sandbox will need, while the host makes its first
 // calls, and what is of use later once the first container runs.
 func (a *Agent) prepare(ctx context.Context) {
-	if err := network.LoopbackUp(); err != nil {
-		a.log.Warn("no loopback interface", "err", err)
-	}
-	if err := a.modules.LoadPhase(module.PhaseBoot); err != nil {
-		a.log.Warn("not every module was loaded", "err", err)
-	}
-	if err := a.jailer.Fill(ctx); err != nil {
-		a.log.Warn("no container process waits", "err", err)
+	a.prepareErr = errors.Join(network.LoopbackUp(), a.modules.LoadPhase(module.PhaseBoot), a.jailer.Fill(ctx))
+	close(a.prepared)
+	if a.prepareErr != nil {
+		a.log.Warn("not all is ready for a sandbox", "err", a.prepareErr)
 	}
 	// What follows would only be in the way of a container that is starting.
 	select {
-	case <-a.settled:
+	case <-a.running:
 	case <-ctx.Done():
 		return
 	}
-	if await.Pause(ctx, settleTime) != nil {
+	if await.Pause(ctx, quietTime) != nil {
 		return
 	}
-	// The balloon gives memory that the guest has freed back to the host.
-	if err := a.modules.Load("virtio_balloon"); err != nil {
-		a.log.Warn("not every module was loaded", "err", err)
+	a.mu.Lock()
+	template := a.template
+	a.mu.Unlock()
+	if !template {
+		// The balloon gives memory that the guest has freed back to the host, which
+		// that of a restored machine cannot be.
+		if err := a.modules.Load("virtio_balloon"); err != nil {
+			a.log.Warn("not every module was loaded", "err", err)
+		}
 	}
 	if err := errors.Join(a.jailer.Ready(), a.jailer.Fill(ctx)); err != nil {
 		a.log.Warn("no container process waits", "err", err)
 	}
 }
 
-// settle tells prepare that the first container runs.
-func (a *Agent) settle() { a.settleOnce.Do(func() { close(a.settled) }) }
+// markRunning tells prepare that the first container runs.
+func (a *Agent) markRunning() { a.runOnce.Do(func() { close(a.running) }) }
 
 // uptime is the time since the kernel's start.
 func uptime() time.Duration {

@@ -395,7 +395,7 @@ func (a *Agent) StartProcess(ctx context.Context, r *agentv1.StartProcessRequest
 	if err != nil {
 		return nil, failStart(err)
 	}
-	a.settle()
+	a.markRunning()
 	return &agentv1.StartProcessResponse{Pid: uint32(p.PID())}, nil
 }
 

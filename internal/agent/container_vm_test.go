@@ -255,10 +255,7 @@ func TestGuest(t *testing.T) {
 	start := time.Now()
 	_, err := g.agent.SetupSandbox(within(t), &agentv1.SetupSandboxRequest{
 		Id: "sandbox", Hostname: "pod", TimeUnixNs: time.Now().UnixNano(), Entropy: bytes.Repeat([]byte{7}, 64),
-		Storages: []*agentv1.Storage{{
-			Driver: "9p", Source: "kata", Target: "/run/kata/shared",
-			Options: []string{"trans=virtio", "version=9p2000.L", "cache=mmap", "msize=524288"},
-		}},
+		Storages: []*agentv1.Storage{share()},
 		Network: &agentv1.Network{
 			Interfaces: []*agentv1.Interface{{Name: "net7", Mac: nicMAC, Mtu: 1400, Addresses: []*agentv1.Address{{Prefix: "10.9.0.5/24"}, {Prefix: "fd00:9::5/64"}}}},
 			Routes: []*agentv1.Route{

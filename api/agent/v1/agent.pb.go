@@ -73,7 +73,7 @@ func (x NextEventResponse_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NextEventResponse_Kind.Descriptor instead.
 func (NextEventResponse_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{56, 0}
+	return file_agent_proto_rawDescGZIP(), []int{58, 0}
 }
 
 type DetailsRequest struct {
@@ -230,6 +230,78 @@ func (x *DetailsResponse) GetBootToNowMs() uint64 {
 	return 0
 }
 
+type SettleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleRequest) Reset() {
+	*x = SettleRequest{}
+	mi := &file_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleRequest) ProtoMessage() {}
+
+func (x *SettleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
+func (*SettleRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{2}
+}
+
+type SettleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleResponse) Reset() {
+	*x = SettleResponse{}
+	mi := &file_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleResponse) ProtoMessage() {}
+
+func (x *SettleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleResponse.ProtoReflect.Descriptor instead.
+func (*SettleResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{3}
+}
+
 // Storage is one mount that the agent makes in its own mount namespace.
 type Storage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -247,7 +319,7 @@ type Storage struct {
 
 func (x *Storage) Reset() {
 	*x = Storage{}
-	mi := &file_agent_proto_msgTypes[2]
+	mi := &file_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -259,7 +331,7 @@ func (x *Storage) String() string {
 func (*Storage) ProtoMessage() {}
 
 func (x *Storage) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[2]
+	mi := &file_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -272,7 +344,7 @@ func (x *Storage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Storage.ProtoReflect.Descriptor instead.
 func (*Storage) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Storage) GetDriver() string {
@@ -329,7 +401,7 @@ type SetupSandboxRequest struct {
 
 func (x *SetupSandboxRequest) Reset() {
 	*x = SetupSandboxRequest{}
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -341,7 +413,7 @@ func (x *SetupSandboxRequest) String() string {
 func (*SetupSandboxRequest) ProtoMessage() {}
 
 func (x *SetupSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -354,7 +426,7 @@ func (x *SetupSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupSandboxRequest.ProtoReflect.Descriptor instead.
 func (*SetupSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SetupSandboxRequest) GetId() string {
@@ -421,7 +493,7 @@ type SetupSandboxResponse struct {
 
 func (x *SetupSandboxResponse) Reset() {
 	*x = SetupSandboxResponse{}
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -433,7 +505,7 @@ func (x *SetupSandboxResponse) String() string {
 func (*SetupSandboxResponse) ProtoMessage() {}
 
 func (x *SetupSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -446,7 +518,7 @@ func (x *SetupSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupSandboxResponse.ProtoReflect.Descriptor instead.
 func (*SetupSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_proto_rawDescGZIP(), []int{6}
 }
 
 // Network is all that the guest's network is to have. What an earlier one had
@@ -466,7 +538,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -478,7 +550,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -491,7 +563,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Network) GetInterfaces() []*Interface {
@@ -544,7 +616,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -556,7 +628,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -569,7 +641,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Interface) GetName() string {
@@ -620,7 +692,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +704,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +717,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Address) GetPrefix() string {
@@ -695,7 +767,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +779,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +792,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Route) GetDestination() string {
@@ -805,7 +877,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +889,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +902,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Hop) GetGateway() string {
@@ -880,7 +952,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +964,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +977,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Rule) GetPriority() uint32 {
@@ -990,7 +1062,7 @@ type Neighbor struct {
 
 func (x *Neighbor) Reset() {
 	*x = Neighbor{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1074,7 @@ func (x *Neighbor) String() string {
 func (*Neighbor) ProtoMessage() {}
 
 func (x *Neighbor) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1087,7 @@ func (x *Neighbor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbor.ProtoReflect.Descriptor instead.
 func (*Neighbor) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Neighbor) GetAddress() string {
@@ -1055,7 +1127,7 @@ type UpdateNetworkRequest struct {
 
 func (x *UpdateNetworkRequest) Reset() {
 	*x = UpdateNetworkRequest{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1139,7 @@ func (x *UpdateNetworkRequest) String() string {
 func (*UpdateNetworkRequest) ProtoMessage() {}
 
 func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1152,7 @@ func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkRequest.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UpdateNetworkRequest) GetNetwork() *Network {
@@ -1098,7 +1170,7 @@ type UpdateNetworkResponse struct {
 
 func (x *UpdateNetworkResponse) Reset() {
 	*x = UpdateNetworkResponse{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1182,7 @@ func (x *UpdateNetworkResponse) String() string {
 func (*UpdateNetworkResponse) ProtoMessage() {}
 
 func (x *UpdateNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1195,7 @@ func (x *UpdateNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkResponse.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 type SetTimeRequest struct {
@@ -1135,7 +1207,7 @@ type SetTimeRequest struct {
 
 func (x *SetTimeRequest) Reset() {
 	*x = SetTimeRequest{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1219,7 @@ func (x *SetTimeRequest) String() string {
 func (*SetTimeRequest) ProtoMessage() {}
 
 func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1232,7 @@ func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeRequest.ProtoReflect.Descriptor instead.
 func (*SetTimeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetTimeRequest) GetUnixNs() int64 {
@@ -1178,7 +1250,7 @@ type SetTimeResponse struct {
 
 func (x *SetTimeResponse) Reset() {
 	*x = SetTimeResponse{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1262,7 @@ func (x *SetTimeResponse) String() string {
 func (*SetTimeResponse) ProtoMessage() {}
 
 func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1275,7 @@ func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeResponse.ProtoReflect.Descriptor instead.
 func (*SetTimeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 type AddEntropyRequest struct {
@@ -1215,7 +1287,7 @@ type AddEntropyRequest struct {
 
 func (x *AddEntropyRequest) Reset() {
 	*x = AddEntropyRequest{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1299,7 @@ func (x *AddEntropyRequest) String() string {
 func (*AddEntropyRequest) ProtoMessage() {}
 
 func (x *AddEntropyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1312,7 @@ func (x *AddEntropyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddEntropyRequest.ProtoReflect.Descriptor instead.
 func (*AddEntropyRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AddEntropyRequest) GetSeed() []byte {
@@ -1258,7 +1330,7 @@ type AddEntropyResponse struct {
 
 func (x *AddEntropyResponse) Reset() {
 	*x = AddEntropyResponse{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1342,7 @@ func (x *AddEntropyResponse) String() string {
 func (*AddEntropyResponse) ProtoMessage() {}
 
 func (x *AddEntropyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1355,7 @@ func (x *AddEntropyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddEntropyResponse.ProtoReflect.Descriptor instead.
 func (*AddEntropyResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 // Stdio says which streams the host will open for a process. What is not
@@ -1299,7 +1371,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1383,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1396,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Stdio) GetStdin() bool {
@@ -1370,7 +1442,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1454,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1467,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1452,7 +1524,7 @@ type BlockDevice struct {
 
 func (x *BlockDevice) Reset() {
 	*x = BlockDevice{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1536,7 @@ func (x *BlockDevice) String() string {
 func (*BlockDevice) ProtoMessage() {}
 
 func (x *BlockDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1549,7 @@ func (x *BlockDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDevice.ProtoReflect.Descriptor instead.
 func (*BlockDevice) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BlockDevice) GetPath() string {
@@ -1510,7 +1582,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1594,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1607,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -1558,7 +1630,7 @@ type WriteVolumeRequest struct {
 
 func (x *WriteVolumeRequest) Reset() {
 	*x = WriteVolumeRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1642,7 @@ func (x *WriteVolumeRequest) String() string {
 func (*WriteVolumeRequest) ProtoMessage() {}
 
 func (x *WriteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1655,7 @@ func (x *WriteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WriteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WriteVolumeRequest) GetContainer() string {
@@ -1615,7 +1687,7 @@ type WriteVolumeResponse struct {
 
 func (x *WriteVolumeResponse) Reset() {
 	*x = WriteVolumeResponse{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1699,7 @@ func (x *WriteVolumeResponse) String() string {
 func (*WriteVolumeResponse) ProtoMessage() {}
 
 func (x *WriteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1712,7 @@ func (x *WriteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WriteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 type VolumeFile struct {
@@ -1656,7 +1728,7 @@ type VolumeFile struct {
 
 func (x *VolumeFile) Reset() {
 	*x = VolumeFile{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +1740,7 @@ func (x *VolumeFile) String() string {
 func (*VolumeFile) ProtoMessage() {}
 
 func (x *VolumeFile) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +1753,7 @@ func (x *VolumeFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeFile.ProtoReflect.Descriptor instead.
 func (*VolumeFile) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *VolumeFile) GetPath() string {
@@ -1731,7 +1803,7 @@ type CreateExecRequest struct {
 
 func (x *CreateExecRequest) Reset() {
 	*x = CreateExecRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1815,7 @@ func (x *CreateExecRequest) String() string {
 func (*CreateExecRequest) ProtoMessage() {}
 
 func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1828,7 @@ func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExecRequest.ProtoReflect.Descriptor instead.
 func (*CreateExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateExecRequest) GetContainer() string {
@@ -1795,7 +1867,7 @@ type CreateExecResponse struct {
 
 func (x *CreateExecResponse) Reset() {
 	*x = CreateExecResponse{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +1879,7 @@ func (x *CreateExecResponse) String() string {
 func (*CreateExecResponse) ProtoMessage() {}
 
 func (x *CreateExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +1892,7 @@ func (x *CreateExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExecResponse.ProtoReflect.Descriptor instead.
 func (*CreateExecResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 // In all that follows an empty exec means the container's init process.
@@ -1834,7 +1906,7 @@ type StartProcessRequest struct {
 
 func (x *StartProcessRequest) Reset() {
 	*x = StartProcessRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +1918,7 @@ func (x *StartProcessRequest) String() string {
 func (*StartProcessRequest) ProtoMessage() {}
 
 func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +1931,7 @@ func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessRequest.ProtoReflect.Descriptor instead.
 func (*StartProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StartProcessRequest) GetContainer() string {
@@ -1885,7 +1957,7 @@ type StartProcessResponse struct {
 
 func (x *StartProcessResponse) Reset() {
 	*x = StartProcessResponse{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +1969,7 @@ func (x *StartProcessResponse) String() string {
 func (*StartProcessResponse) ProtoMessage() {}
 
 func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +1982,7 @@ func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessResponse.ProtoReflect.Descriptor instead.
 func (*StartProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StartProcessResponse) GetPid() uint32 {
@@ -1932,7 +2004,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2016,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2029,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SignalProcessRequest) GetContainer() string {
@@ -1996,7 +2068,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2080,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2093,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type WaitProcessRequest struct {
@@ -2034,7 +2106,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2118,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2131,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WaitProcessRequest) GetContainer() string {
@@ -2089,7 +2161,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2101,7 +2173,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2114,7 +2186,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WaitProcessResponse) GetExitCode() uint32 {
@@ -2150,7 +2222,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +2234,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +2247,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResizeTerminalRequest) GetContainer() string {
@@ -2214,7 +2286,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2298,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2311,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 type DeleteProcessRequest struct {
@@ -2252,7 +2324,7 @@ type DeleteProcessRequest struct {
 
 func (x *DeleteProcessRequest) Reset() {
 	*x = DeleteProcessRequest{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2336,7 @@ func (x *DeleteProcessRequest) String() string {
 func (*DeleteProcessRequest) ProtoMessage() {}
 
 func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2349,7 @@ func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessRequest.ProtoReflect.Descriptor instead.
 func (*DeleteProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeleteProcessRequest) GetContainer() string {
@@ -2302,7 +2374,7 @@ type DeleteProcessResponse struct {
 
 func (x *DeleteProcessResponse) Reset() {
 	*x = DeleteProcessResponse{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2386,7 @@ func (x *DeleteProcessResponse) String() string {
 func (*DeleteProcessResponse) ProtoMessage() {}
 
 func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2399,7 @@ func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessResponse.ProtoReflect.Descriptor instead.
 func (*DeleteProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type DeleteContainerRequest struct {
@@ -2339,7 +2411,7 @@ type DeleteContainerRequest struct {
 
 func (x *DeleteContainerRequest) Reset() {
 	*x = DeleteContainerRequest{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2351,7 +2423,7 @@ func (x *DeleteContainerRequest) String() string {
 func (*DeleteContainerRequest) ProtoMessage() {}
 
 func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2364,7 +2436,7 @@ func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerRequest.ProtoReflect.Descriptor instead.
 func (*DeleteContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DeleteContainerRequest) GetContainer() string {
@@ -2382,7 +2454,7 @@ type DeleteContainerResponse struct {
 
 func (x *DeleteContainerResponse) Reset() {
 	*x = DeleteContainerResponse{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2466,7 @@ func (x *DeleteContainerResponse) String() string {
 func (*DeleteContainerResponse) ProtoMessage() {}
 
 func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2479,7 @@ func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerResponse.ProtoReflect.Descriptor instead.
 func (*DeleteContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 type PauseContainerRequest struct {
@@ -2419,7 +2491,7 @@ type PauseContainerRequest struct {
 
 func (x *PauseContainerRequest) Reset() {
 	*x = PauseContainerRequest{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2503,7 @@ func (x *PauseContainerRequest) String() string {
 func (*PauseContainerRequest) ProtoMessage() {}
 
 func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2516,7 @@ func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseContainerRequest.ProtoReflect.Descriptor instead.
 func (*PauseContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PauseContainerRequest) GetContainer() string {
@@ -2462,7 +2534,7 @@ type PauseContainerResponse struct {
 
 func (x *PauseContainerResponse) Reset() {
 	*x = PauseContainerResponse{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2474,7 +2546,7 @@ func (x *PauseContainerResponse) String() string {
 func (*PauseContainerResponse) ProtoMessage() {}
 
 func (x *PauseContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2487,7 +2559,7 @@ func (x *PauseContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseContainerResponse.ProtoReflect.Descriptor instead.
 func (*PauseContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 type ResumeContainerRequest struct {
@@ -2499,7 +2571,7 @@ type ResumeContainerRequest struct {
 
 func (x *ResumeContainerRequest) Reset() {
 	*x = ResumeContainerRequest{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2583,7 @@ func (x *ResumeContainerRequest) String() string {
 func (*ResumeContainerRequest) ProtoMessage() {}
 
 func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +2596,7 @@ func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeContainerRequest.ProtoReflect.Descriptor instead.
 func (*ResumeContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ResumeContainerRequest) GetContainer() string {
@@ -2542,7 +2614,7 @@ type ResumeContainerResponse struct {
 
 func (x *ResumeContainerResponse) Reset() {
 	*x = ResumeContainerResponse{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +2626,7 @@ func (x *ResumeContainerResponse) String() string {
 func (*ResumeContainerResponse) ProtoMessage() {}
 
 func (x *ResumeContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +2639,7 @@ func (x *ResumeContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeContainerResponse.ProtoReflect.Descriptor instead.
 func (*ResumeContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 type UpdateContainerRequest struct {
@@ -2580,7 +2652,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +2664,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +2677,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *UpdateContainerRequest) GetContainer() string {
@@ -2630,7 +2702,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2642,7 +2714,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2655,7 +2727,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 type StatsContainerRequest struct {
@@ -2667,7 +2739,7 @@ type StatsContainerRequest struct {
 
 func (x *StatsContainerRequest) Reset() {
 	*x = StatsContainerRequest{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +2751,7 @@ func (x *StatsContainerRequest) String() string {
 func (*StatsContainerRequest) ProtoMessage() {}
 
 func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +2764,7 @@ func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerRequest.ProtoReflect.Descriptor instead.
 func (*StatsContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StatsContainerRequest) GetContainer() string {
@@ -2715,7 +2787,7 @@ type StatsContainerResponse struct {
 
 func (x *StatsContainerResponse) Reset() {
 	*x = StatsContainerResponse{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2727,7 +2799,7 @@ func (x *StatsContainerResponse) String() string {
 func (*StatsContainerResponse) ProtoMessage() {}
 
 func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2740,7 +2812,7 @@ func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerResponse.ProtoReflect.Descriptor instead.
 func (*StatsContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StatsContainerResponse) GetCpu() *CPUStats {
@@ -2792,7 +2864,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +2876,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2817,7 +2889,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -2879,7 +2951,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +2963,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +2976,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -2973,7 +3045,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2985,7 +3057,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2998,7 +3070,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -3029,7 +3101,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3041,7 +3113,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3054,7 +3126,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -3116,7 +3188,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3128,7 +3200,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3141,7 +3213,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *NetworkStats) GetName() string {
@@ -3216,7 +3288,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3228,7 +3300,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3241,7 +3313,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListProcessesRequest) GetContainer() string {
@@ -3260,7 +3332,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3272,7 +3344,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3285,7 +3357,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -3309,7 +3381,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3321,7 +3393,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3334,7 +3406,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -3387,7 +3459,7 @@ type NextEventRequest struct {
 
 func (x *NextEventRequest) Reset() {
 	*x = NextEventRequest{}
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3399,7 +3471,7 @@ func (x *NextEventRequest) String() string {
 func (*NextEventRequest) ProtoMessage() {}
 
 func (x *NextEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3412,7 +3484,7 @@ func (x *NextEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextEventRequest.ProtoReflect.Descriptor instead.
 func (*NextEventRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_proto_rawDescGZIP(), []int{57}
 }
 
 type NextEventResponse struct {
@@ -3425,7 +3497,7 @@ type NextEventResponse struct {
 
 func (x *NextEventResponse) Reset() {
 	*x = NextEventResponse{}
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +3509,7 @@ func (x *NextEventResponse) String() string {
 func (*NextEventResponse) ProtoMessage() {}
 
 func (x *NextEventResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +3522,7 @@ func (x *NextEventResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextEventResponse.ProtoReflect.Descriptor instead.
 func (*NextEventResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{56}
+	return file_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *NextEventResponse) GetKind() NextEventResponse_Kind {
@@ -3475,7 +3547,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[57]
+	mi := &file_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3559,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[57]
+	mi := &file_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3572,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{57}
+	return file_agent_proto_rawDescGZIP(), []int{59}
 }
 
 type ShutdownResponse struct {
@@ -3511,7 +3583,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[58]
+	mi := &file_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3523,7 +3595,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[58]
+	mi := &file_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3536,7 +3608,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{58}
+	return file_agent_proto_rawDescGZIP(), []int{60}
 }
 
 var File_agent_proto protoreflect.FileDescriptor
@@ -3556,7 +3628,9 @@ const file_agent_proto_rawDesc = "" +
 	"\x10boot_to_agent_ms\x18\b \x01(\x04R\rbootToAgentMs\x12'\n" +
 	"\x10boot_to_ready_ms\x18\t \x01(\x04R\rbootToReadyMs\x12#\n" +
 	"\x0eboot_to_now_ms\x18\n" +
-	" \x01(\x04R\vbootToNowMs\"\x83\x01\n" +
+	" \x01(\x04R\vbootToNowMs\"\x0f\n" +
+	"\rSettleRequest\"\x10\n" +
+	"\x0eSettleResponse\"\x83\x01\n" +
 	"\aStorage\x12\x16\n" +
 	"\x06driver\x18\x01 \x01(\tR\x06driver\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -3797,9 +3871,10 @@ const file_agent_proto_rawDesc = "" +
 	"\vUNSPECIFIED\x10\x00\x12\a\n" +
 	"\x03OOM\x10\x01\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse2\xd1\x0e\n" +
+	"\x10ShutdownResponse2\x98\x0f\n" +
 	"\x05Agent\x12H\n" +
-	"\aDetails\x12\x1d.kata.agent.v1.DetailsRequest\x1a\x1e.kata.agent.v1.DetailsResponse\x12W\n" +
+	"\aDetails\x12\x1d.kata.agent.v1.DetailsRequest\x1a\x1e.kata.agent.v1.DetailsResponse\x12E\n" +
+	"\x06Settle\x12\x1c.kata.agent.v1.SettleRequest\x1a\x1d.kata.agent.v1.SettleResponse\x12W\n" +
 	"\fSetupSandbox\x12\".kata.agent.v1.SetupSandboxRequest\x1a#.kata.agent.v1.SetupSandboxResponse\x12Z\n" +
 	"\rUpdateNetwork\x12#.kata.agent.v1.UpdateNetworkRequest\x1a$.kata.agent.v1.UpdateNetworkResponse\x12H\n" +
 	"\aSetTime\x12\x1d.kata.agent.v1.SetTimeRequest\x1a\x1e.kata.agent.v1.SetTimeResponse\x12Q\n" +
@@ -3836,143 +3911,147 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_agent_proto_goTypes = []any{
 	(NextEventResponse_Kind)(0),     // 0: kata.agent.v1.NextEventResponse.Kind
 	(*DetailsRequest)(nil),          // 1: kata.agent.v1.DetailsRequest
 	(*DetailsResponse)(nil),         // 2: kata.agent.v1.DetailsResponse
-	(*Storage)(nil),                 // 3: kata.agent.v1.Storage
-	(*SetupSandboxRequest)(nil),     // 4: kata.agent.v1.SetupSandboxRequest
-	(*SetupSandboxResponse)(nil),    // 5: kata.agent.v1.SetupSandboxResponse
-	(*Network)(nil),                 // 6: kata.agent.v1.Network
-	(*Interface)(nil),               // 7: kata.agent.v1.Interface
-	(*Address)(nil),                 // 8: kata.agent.v1.Address
-	(*Route)(nil),                   // 9: kata.agent.v1.Route
-	(*Hop)(nil),                     // 10: kata.agent.v1.Hop
-	(*Rule)(nil),                    // 11: kata.agent.v1.Rule
-	(*Neighbor)(nil),                // 12: kata.agent.v1.Neighbor
-	(*UpdateNetworkRequest)(nil),    // 13: kata.agent.v1.UpdateNetworkRequest
-	(*UpdateNetworkResponse)(nil),   // 14: kata.agent.v1.UpdateNetworkResponse
-	(*SetTimeRequest)(nil),          // 15: kata.agent.v1.SetTimeRequest
-	(*SetTimeResponse)(nil),         // 16: kata.agent.v1.SetTimeResponse
-	(*AddEntropyRequest)(nil),       // 17: kata.agent.v1.AddEntropyRequest
-	(*AddEntropyResponse)(nil),      // 18: kata.agent.v1.AddEntropyResponse
-	(*Stdio)(nil),                   // 19: kata.agent.v1.Stdio
-	(*CreateContainerRequest)(nil),  // 20: kata.agent.v1.CreateContainerRequest
-	(*BlockDevice)(nil),             // 21: kata.agent.v1.BlockDevice
-	(*CreateContainerResponse)(nil), // 22: kata.agent.v1.CreateContainerResponse
-	(*WriteVolumeRequest)(nil),      // 23: kata.agent.v1.WriteVolumeRequest
-	(*WriteVolumeResponse)(nil),     // 24: kata.agent.v1.WriteVolumeResponse
-	(*VolumeFile)(nil),              // 25: kata.agent.v1.VolumeFile
-	(*CreateExecRequest)(nil),       // 26: kata.agent.v1.CreateExecRequest
-	(*CreateExecResponse)(nil),      // 27: kata.agent.v1.CreateExecResponse
-	(*StartProcessRequest)(nil),     // 28: kata.agent.v1.StartProcessRequest
-	(*StartProcessResponse)(nil),    // 29: kata.agent.v1.StartProcessResponse
-	(*SignalProcessRequest)(nil),    // 30: kata.agent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),   // 31: kata.agent.v1.SignalProcessResponse
-	(*WaitProcessRequest)(nil),      // 32: kata.agent.v1.WaitProcessRequest
-	(*WaitProcessResponse)(nil),     // 33: kata.agent.v1.WaitProcessResponse
-	(*ResizeTerminalRequest)(nil),   // 34: kata.agent.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),  // 35: kata.agent.v1.ResizeTerminalResponse
-	(*DeleteProcessRequest)(nil),    // 36: kata.agent.v1.DeleteProcessRequest
-	(*DeleteProcessResponse)(nil),   // 37: kata.agent.v1.DeleteProcessResponse
-	(*DeleteContainerRequest)(nil),  // 38: kata.agent.v1.DeleteContainerRequest
-	(*DeleteContainerResponse)(nil), // 39: kata.agent.v1.DeleteContainerResponse
-	(*PauseContainerRequest)(nil),   // 40: kata.agent.v1.PauseContainerRequest
-	(*PauseContainerResponse)(nil),  // 41: kata.agent.v1.PauseContainerResponse
-	(*ResumeContainerRequest)(nil),  // 42: kata.agent.v1.ResumeContainerRequest
-	(*ResumeContainerResponse)(nil), // 43: kata.agent.v1.ResumeContainerResponse
-	(*UpdateContainerRequest)(nil),  // 44: kata.agent.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil), // 45: kata.agent.v1.UpdateContainerResponse
-	(*StatsContainerRequest)(nil),   // 46: kata.agent.v1.StatsContainerRequest
-	(*StatsContainerResponse)(nil),  // 47: kata.agent.v1.StatsContainerResponse
-	(*CPUStats)(nil),                // 48: kata.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 49: kata.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 50: kata.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 51: kata.agent.v1.IOStats
-	(*NetworkStats)(nil),            // 52: kata.agent.v1.NetworkStats
-	(*ListProcessesRequest)(nil),    // 53: kata.agent.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),   // 54: kata.agent.v1.ListProcessesResponse
-	(*Process)(nil),                 // 55: kata.agent.v1.Process
-	(*NextEventRequest)(nil),        // 56: kata.agent.v1.NextEventRequest
-	(*NextEventResponse)(nil),       // 57: kata.agent.v1.NextEventResponse
-	(*ShutdownRequest)(nil),         // 58: kata.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 59: kata.agent.v1.ShutdownResponse
-	nil,                             // 60: kata.agent.v1.SetupSandboxRequest.SysctlsEntry
-	nil,                             // 61: kata.agent.v1.Route.MetricsEntry
-	nil,                             // 62: kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
-	nil,                             // 63: kata.agent.v1.MemoryStats.StatEntry
+	(*SettleRequest)(nil),           // 3: kata.agent.v1.SettleRequest
+	(*SettleResponse)(nil),          // 4: kata.agent.v1.SettleResponse
+	(*Storage)(nil),                 // 5: kata.agent.v1.Storage
+	(*SetupSandboxRequest)(nil),     // 6: kata.agent.v1.SetupSandboxRequest
+	(*SetupSandboxResponse)(nil),    // 7: kata.agent.v1.SetupSandboxResponse
+	(*Network)(nil),                 // 8: kata.agent.v1.Network
+	(*Interface)(nil),               // 9: kata.agent.v1.Interface
+	(*Address)(nil),                 // 10: kata.agent.v1.Address
+	(*Route)(nil),                   // 11: kata.agent.v1.Route
+	(*Hop)(nil),                     // 12: kata.agent.v1.Hop
+	(*Rule)(nil),                    // 13: kata.agent.v1.Rule
+	(*Neighbor)(nil),                // 14: kata.agent.v1.Neighbor
+	(*UpdateNetworkRequest)(nil),    // 15: kata.agent.v1.UpdateNetworkRequest
+	(*UpdateNetworkResponse)(nil),   // 16: kata.agent.v1.UpdateNetworkResponse
+	(*SetTimeRequest)(nil),          // 17: kata.agent.v1.SetTimeRequest
+	(*SetTimeResponse)(nil),         // 18: kata.agent.v1.SetTimeResponse
+	(*AddEntropyRequest)(nil),       // 19: kata.agent.v1.AddEntropyRequest
+	(*AddEntropyResponse)(nil),      // 20: kata.agent.v1.AddEntropyResponse
+	(*Stdio)(nil),                   // 21: kata.agent.v1.Stdio
+	(*CreateContainerRequest)(nil),  // 22: kata.agent.v1.CreateContainerRequest
+	(*BlockDevice)(nil),             // 23: kata.agent.v1.BlockDevice
+	(*CreateContainerResponse)(nil), // 24: kata.agent.v1.CreateContainerResponse
+	(*WriteVolumeRequest)(nil),      // 25: kata.agent.v1.WriteVolumeRequest
+	(*WriteVolumeResponse)(nil),     // 26: kata.agent.v1.WriteVolumeResponse
+	(*VolumeFile)(nil),              // 27: kata.agent.v1.VolumeFile
+	(*CreateExecRequest)(nil),       // 28: kata.agent.v1.CreateExecRequest
+	(*CreateExecResponse)(nil),      // 29: kata.agent.v1.CreateExecResponse
+	(*StartProcessRequest)(nil),     // 30: kata.agent.v1.StartProcessRequest
+	(*StartProcessResponse)(nil),    // 31: kata.agent.v1.StartProcessResponse
+	(*SignalProcessRequest)(nil),    // 32: kata.agent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),   // 33: kata.agent.v1.SignalProcessResponse
+	(*WaitProcessRequest)(nil),      // 34: kata.agent.v1.WaitProcessRequest
+	(*WaitProcessResponse)(nil),     // 35: kata.agent.v1.WaitProcessResponse
+	(*ResizeTerminalRequest)(nil),   // 36: kata.agent.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),  // 37: kata.agent.v1.ResizeTerminalResponse
+	(*DeleteProcessRequest)(nil),    // 38: kata.agent.v1.DeleteProcessRequest
+	(*DeleteProcessResponse)(nil),   // 39: kata.agent.v1.DeleteProcessResponse
+	(*DeleteContainerRequest)(nil),  // 40: kata.agent.v1.DeleteContainerRequest
+	(*DeleteContainerResponse)(nil), // 41: kata.agent.v1.DeleteContainerResponse
+	(*PauseContainerRequest)(nil),   // 42: kata.agent.v1.PauseContainerRequest
+	(*PauseContainerResponse)(nil),  // 43: kata.agent.v1.PauseContainerResponse
+	(*ResumeContainerRequest)(nil),  // 44: kata.agent.v1.ResumeContainerRequest
+	(*ResumeContainerResponse)(nil), // 45: kata.agent.v1.ResumeContainerResponse
+	(*UpdateContainerRequest)(nil),  // 46: kata.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil), // 47: kata.agent.v1.UpdateContainerResponse
+	(*StatsContainerRequest)(nil),   // 48: kata.agent.v1.StatsContainerRequest
+	(*StatsContainerResponse)(nil),  // 49: kata.agent.v1.StatsContainerResponse
+	(*CPUStats)(nil),                // 50: kata.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 51: kata.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 52: kata.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 53: kata.agent.v1.IOStats
+	(*NetworkStats)(nil),            // 54: kata.agent.v1.NetworkStats
+	(*ListProcessesRequest)(nil),    // 55: kata.agent.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 56: kata.agent.v1.ListProcessesResponse
+	(*Process)(nil),                 // 57: kata.agent.v1.Process
+	(*NextEventRequest)(nil),        // 58: kata.agent.v1.NextEventRequest
+	(*NextEventResponse)(nil),       // 59: kata.agent.v1.NextEventResponse
+	(*ShutdownRequest)(nil),         // 60: kata.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 61: kata.agent.v1.ShutdownResponse
+	nil,                             // 62: kata.agent.v1.SetupSandboxRequest.SysctlsEntry
+	nil,                             // 63: kata.agent.v1.Route.MetricsEntry
+	nil,                             // 64: kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
+	nil,                             // 65: kata.agent.v1.MemoryStats.StatEntry
 }
 var file_agent_proto_depIdxs = []int32{
-	3,  // 0: kata.agent.v1.SetupSandboxRequest.storages:type_name -> kata.agent.v1.Storage
-	6,  // 1: kata.agent.v1.SetupSandboxRequest.network:type_name -> kata.agent.v1.Network
-	60, // 2: kata.agent.v1.SetupSandboxRequest.sysctls:type_name -> kata.agent.v1.SetupSandboxRequest.SysctlsEntry
-	7,  // 3: kata.agent.v1.Network.interfaces:type_name -> kata.agent.v1.Interface
-	9,  // 4: kata.agent.v1.Network.routes:type_name -> kata.agent.v1.Route
-	11, // 5: kata.agent.v1.Network.rules:type_name -> kata.agent.v1.Rule
-	12, // 6: kata.agent.v1.Network.neighbors:type_name -> kata.agent.v1.Neighbor
-	8,  // 7: kata.agent.v1.Interface.addresses:type_name -> kata.agent.v1.Address
-	10, // 8: kata.agent.v1.Route.hops:type_name -> kata.agent.v1.Hop
-	61, // 9: kata.agent.v1.Route.metrics:type_name -> kata.agent.v1.Route.MetricsEntry
-	6,  // 10: kata.agent.v1.UpdateNetworkRequest.network:type_name -> kata.agent.v1.Network
-	3,  // 11: kata.agent.v1.CreateContainerRequest.storages:type_name -> kata.agent.v1.Storage
-	19, // 12: kata.agent.v1.CreateContainerRequest.stdio:type_name -> kata.agent.v1.Stdio
-	62, // 13: kata.agent.v1.CreateContainerRequest.join_namespaces:type_name -> kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
-	21, // 14: kata.agent.v1.CreateContainerRequest.block_devices:type_name -> kata.agent.v1.BlockDevice
-	25, // 15: kata.agent.v1.WriteVolumeRequest.files:type_name -> kata.agent.v1.VolumeFile
-	19, // 16: kata.agent.v1.CreateExecRequest.stdio:type_name -> kata.agent.v1.Stdio
-	48, // 17: kata.agent.v1.StatsContainerResponse.cpu:type_name -> kata.agent.v1.CPUStats
-	49, // 18: kata.agent.v1.StatsContainerResponse.memory:type_name -> kata.agent.v1.MemoryStats
-	50, // 19: kata.agent.v1.StatsContainerResponse.pids:type_name -> kata.agent.v1.PidsStats
-	51, // 20: kata.agent.v1.StatsContainerResponse.io:type_name -> kata.agent.v1.IOStats
-	52, // 21: kata.agent.v1.StatsContainerResponse.network:type_name -> kata.agent.v1.NetworkStats
-	63, // 22: kata.agent.v1.MemoryStats.stat:type_name -> kata.agent.v1.MemoryStats.StatEntry
-	55, // 23: kata.agent.v1.ListProcessesResponse.processes:type_name -> kata.agent.v1.Process
+	5,  // 0: kata.agent.v1.SetupSandboxRequest.storages:type_name -> kata.agent.v1.Storage
+	8,  // 1: kata.agent.v1.SetupSandboxRequest.network:type_name -> kata.agent.v1.Network
+	62, // 2: kata.agent.v1.SetupSandboxRequest.sysctls:type_name -> kata.agent.v1.SetupSandboxRequest.SysctlsEntry
+	9,  // 3: kata.agent.v1.Network.interfaces:type_name -> kata.agent.v1.Interface
+	11, // 4: kata.agent.v1.Network.routes:type_name -> kata.agent.v1.Route
+	13, // 5: kata.agent.v1.Network.rules:type_name -> kata.agent.v1.Rule
+	14, // 6: kata.agent.v1.Network.neighbors:type_name -> kata.agent.v1.Neighbor
+	10, // 7: kata.agent.v1.Interface.addresses:type_name -> kata.agent.v1.Address
+	12, // 8: kata.agent.v1.Route.hops:type_name -> kata.agent.v1.Hop
+	63, // 9: kata.agent.v1.Route.metrics:type_name -> kata.agent.v1.Route.MetricsEntry
+	8,  // 10: kata.agent.v1.UpdateNetworkRequest.network:type_name -> kata.agent.v1.Network
+	5,  // 11: kata.agent.v1.CreateContainerRequest.storages:type_name -> kata.agent.v1.Storage
+	21, // 12: kata.agent.v1.CreateContainerRequest.stdio:type_name -> kata.agent.v1.Stdio
+	64, // 13: kata.agent.v1.CreateContainerRequest.join_namespaces:type_name -> kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
+	23, // 14: kata.agent.v1.CreateContainerRequest.block_devices:type_name -> kata.agent.v1.BlockDevice
+	27, // 15: kata.agent.v1.WriteVolumeRequest.files:type_name -> kata.agent.v1.VolumeFile
+	21, // 16: kata.agent.v1.CreateExecRequest.stdio:type_name -> kata.agent.v1.Stdio
+	50, // 17: kata.agent.v1.StatsContainerResponse.cpu:type_name -> kata.agent.v1.CPUStats
+	51, // 18: kata.agent.v1.StatsContainerResponse.memory:type_name -> kata.agent.v1.MemoryStats
+	52, // 19: kata.agent.v1.StatsContainerResponse.pids:type_name -> kata.agent.v1.PidsStats
+	53, // 20: kata.agent.v1.StatsContainerResponse.io:type_name -> kata.agent.v1.IOStats
+	54, // 21: kata.agent.v1.StatsContainerResponse.network:type_name -> kata.agent.v1.NetworkStats
+	65, // 22: kata.agent.v1.MemoryStats.stat:type_name -> kata.agent.v1.MemoryStats.StatEntry
+	57, // 23: kata.agent.v1.ListProcessesResponse.processes:type_name -> kata.agent.v1.Process
 	0,  // 24: kata.agent.v1.NextEventResponse.kind:type_name -> kata.agent.v1.NextEventResponse.Kind
 	1,  // 25: kata.agent.v1.Agent.Details:input_type -> kata.agent.v1.DetailsRequest
-	4,  // 26: kata.agent.v1.Agent.SetupSandbox:input_type -> kata.agent.v1.SetupSandboxRequest
-	13, // 27: kata.agent.v1.Agent.UpdateNetwork:input_type -> kata.agent.v1.UpdateNetworkRequest
-	15, // 28: kata.agent.v1.Agent.SetTime:input_type -> kata.agent.v1.SetTimeRequest
-	17, // 29: kata.agent.v1.Agent.AddEntropy:input_type -> kata.agent.v1.AddEntropyRequest
-	23, // 30: kata.agent.v1.Agent.WriteVolume:input_type -> kata.agent.v1.WriteVolumeRequest
-	20, // 31: kata.agent.v1.Agent.CreateContainer:input_type -> kata.agent.v1.CreateContainerRequest
-	26, // 32: kata.agent.v1.Agent.CreateExec:input_type -> kata.agent.v1.CreateExecRequest
-	28, // 33: kata.agent.v1.Agent.StartProcess:input_type -> kata.agent.v1.StartProcessRequest
-	30, // 34: kata.agent.v1.Agent.SignalProcess:input_type -> kata.agent.v1.SignalProcessRequest
-	32, // 35: kata.agent.v1.Agent.WaitProcess:input_type -> kata.agent.v1.WaitProcessRequest
-	34, // 36: kata.agent.v1.Agent.ResizeTerminal:input_type -> kata.agent.v1.ResizeTerminalRequest
-	36, // 37: kata.agent.v1.Agent.DeleteProcess:input_type -> kata.agent.v1.DeleteProcessRequest
-	38, // 38: kata.agent.v1.Agent.DeleteContainer:input_type -> kata.agent.v1.DeleteContainerRequest
-	40, // 39: kata.agent.v1.Agent.PauseContainer:input_type -> kata.agent.v1.PauseContainerRequest
-	42, // 40: kata.agent.v1.Agent.ResumeContainer:input_type -> kata.agent.v1.ResumeContainerRequest
-	44, // 41: kata.agent.v1.Agent.UpdateContainer:input_type -> kata.agent.v1.UpdateContainerRequest
-	46, // 42: kata.agent.v1.Agent.StatsContainer:input_type -> kata.agent.v1.StatsContainerRequest
-	53, // 43: kata.agent.v1.Agent.ListProcesses:input_type -> kata.agent.v1.ListProcessesRequest
-	56, // 44: kata.agent.v1.Agent.NextEvent:input_type -> kata.agent.v1.NextEventRequest
-	58, // 45: kata.agent.v1.Agent.Shutdown:input_type -> kata.agent.v1.ShutdownRequest
-	2,  // 46: kata.agent.v1.Agent.Details:output_type -> kata.agent.v1.DetailsResponse
-	5,  // 47: kata.agent.v1.Agent.SetupSandbox:output_type -> kata.agent.v1.SetupSandboxResponse
-	14, // 48: kata.agent.v1.Agent.UpdateNetwork:output_type -> kata.agent.v1.UpdateNetworkResponse
-	16, // 49: kata.agent.v1.Agent.SetTime:output_type -> kata.agent.v1.SetTimeResponse
-	18, // 50: kata.agent.v1.Agent.AddEntropy:output_type -> kata.agent.v1.AddEntropyResponse
-	24, // 51: kata.agent.v1.Agent.WriteVolume:output_type -> kata.agent.v1.WriteVolumeResponse
-	22, // 52: kata.agent.v1.Agent.CreateContainer:output_type -> kata.agent.v1.CreateContainerResponse
-	27, // 53: kata.agent.v1.Agent.CreateExec:output_type -> kata.agent.v1.CreateExecResponse
-	29, // 54: kata.agent.v1.Agent.StartProcess:output_type -> kata.agent.v1.StartProcessResponse
-	31, // 55: kata.agent.v1.Agent.SignalProcess:output_type -> kata.agent.v1.SignalProcessResponse
-	33, // 56: kata.agent.v1.Agent.WaitProcess:output_type -> kata.agent.v1.WaitProcessResponse
-	35, // 57: kata.agent.v1.Agent.ResizeTerminal:output_type -> kata.agent.v1.ResizeTerminalResponse
-	37, // 58: kata.agent.v1.Agent.DeleteProcess:output_type -> kata.agent.v1.DeleteProcessResponse
-	39, // 59: kata.agent.v1.Agent.DeleteContainer:output_type -> kata.agent.v1.DeleteContainerResponse
-	41, // 60: kata.agent.v1.Agent.PauseContainer:output_type -> kata.agent.v1.PauseContainerResponse
-	43, // 61: kata.agent.v1.Agent.ResumeContainer:output_type -> kata.agent.v1.ResumeContainerResponse
-	45, // 62: kata.agent.v1.Agent.UpdateContainer:output_type -> kata.agent.v1.UpdateContainerResponse
-	47, // 63: kata.agent.v1.Agent.StatsContainer:output_type -> kata.agent.v1.StatsContainerResponse
-	54, // 64: kata.agent.v1.Agent.ListProcesses:output_type -> kata.agent.v1.ListProcessesResponse
-	57, // 65: kata.agent.v1.Agent.NextEvent:output_type -> kata.agent.v1.NextEventResponse
-	59, // 66: kata.agent.v1.Agent.Shutdown:output_type -> kata.agent.v1.ShutdownResponse
-	46, // [46:67] is the sub-list for method output_type
-	25, // [25:46] is the sub-list for method input_type
+	3,  // 26: kata.agent.v1.Agent.Settle:input_type -> kata.agent.v1.SettleRequest
+	6,  // 27: kata.agent.v1.Agent.SetupSandbox:input_type -> kata.agent.v1.SetupSandboxRequest
+	15, // 28: kata.agent.v1.Agent.UpdateNetwork:input_type -> kata.agent.v1.UpdateNetworkRequest
+	17, // 29: kata.agent.v1.Agent.SetTime:input_type -> kata.agent.v1.SetTimeRequest
+	19, // 30: kata.agent.v1.Agent.AddEntropy:input_type -> kata.agent.v1.AddEntropyRequest
+	25, // 31: kata.agent.v1.Agent.WriteVolume:input_type -> kata.agent.v1.WriteVolumeRequest
+	22, // 32: kata.agent.v1.Agent.CreateContainer:input_type -> kata.agent.v1.CreateContainerRequest
+	28, // 33: kata.agent.v1.Agent.CreateExec:input_type -> kata.agent.v1.CreateExecRequest
+	30, // 34: kata.agent.v1.Agent.StartProcess:input_type -> kata.agent.v1.StartProcessRequest
+	32, // 35: kata.agent.v1.Agent.SignalProcess:input_type -> kata.agent.v1.SignalProcessRequest
+	34, // 36: kata.agent.v1.Agent.WaitProcess:input_type -> kata.agent.v1.WaitProcessRequest
+	36, // 37: kata.agent.v1.Agent.ResizeTerminal:input_type -> kata.agent.v1.ResizeTerminalRequest
+	38, // 38: kata.agent.v1.Agent.DeleteProcess:input_type -> kata.agent.v1.DeleteProcessRequest
+	40, // 39: kata.agent.v1.Agent.DeleteContainer:input_type -> kata.agent.v1.DeleteContainerRequest
+	42, // 40: kata.agent.v1.Agent.PauseContainer:input_type -> kata.agent.v1.PauseContainerRequest
+	44, // 41: kata.agent.v1.Agent.ResumeContainer:input_type -> kata.agent.v1.ResumeContainerRequest
+	46, // 42: kata.agent.v1.Agent.UpdateContainer:input_type -> kata.agent.v1.UpdateContainerRequest
+	48, // 43: kata.agent.v1.Agent.StatsContainer:input_type -> kata.agent.v1.StatsContainerRequest
+	55, // 44: kata.agent.v1.Agent.ListProcesses:input_type -> kata.agent.v1.ListProcessesRequest
+	58, // 45: kata.agent.v1.Agent.NextEvent:input_type -> kata.agent.v1.NextEventRequest
+	60, // 46: kata.agent.v1.Agent.Shutdown:input_type -> kata.agent.v1.ShutdownRequest
+	2,  // 47: kata.agent.v1.Agent.Details:output_type -> kata.agent.v1.DetailsResponse
+	4,  // 48: kata.agent.v1.Agent.Settle:output_type -> kata.agent.v1.SettleResponse
+	7,  // 49: kata.agent.v1.Agent.SetupSandbox:output_type -> kata.agent.v1.SetupSandboxResponse
+	16, // 50: kata.agent.v1.Agent.UpdateNetwork:output_type -> kata.agent.v1.UpdateNetworkResponse
+	18, // 51: kata.agent.v1.Agent.SetTime:output_type -> kata.agent.v1.SetTimeResponse
+	20, // 52: kata.agent.v1.Agent.AddEntropy:output_type -> kata.agent.v1.AddEntropyResponse
+	26, // 53: kata.agent.v1.Agent.WriteVolume:output_type -> kata.agent.v1.WriteVolumeResponse
+	24, // 54: kata.agent.v1.Agent.CreateContainer:output_type -> kata.agent.v1.CreateContainerResponse
+	29, // 55: kata.agent.v1.Agent.CreateExec:output_type -> kata.agent.v1.CreateExecResponse
+	31, // 56: kata.agent.v1.Agent.StartProcess:output_type -> kata.agent.v1.StartProcessResponse
+	33, // 57: kata.agent.v1.Agent.SignalProcess:output_type -> kata.agent.v1.SignalProcessResponse
+	35, // 58: kata.agent.v1.Agent.WaitProcess:output_type -> kata.agent.v1.WaitProcessResponse
+	37, // 59: kata.agent.v1.Agent.ResizeTerminal:output_type -> kata.agent.v1.ResizeTerminalResponse
+	39, // 60: kata.agent.v1.Agent.DeleteProcess:output_type -> kata.agent.v1.DeleteProcessResponse
+	41, // 61: kata.agent.v1.Agent.DeleteContainer:output_type -> kata.agent.v1.DeleteContainerResponse
+	43, // 62: kata.agent.v1.Agent.PauseContainer:output_type -> kata.agent.v1.PauseContainerResponse
+	45, // 63: kata.agent.v1.Agent.ResumeContainer:output_type -> kata.agent.v1.ResumeContainerResponse
+	47, // 64: kata.agent.v1.Agent.UpdateContainer:output_type -> kata.agent.v1.UpdateContainerResponse
+	49, // 65: kata.agent.v1.Agent.StatsContainer:output_type -> kata.agent.v1.StatsContainerResponse
+	56, // 66: kata.agent.v1.Agent.ListProcesses:output_type -> kata.agent.v1.ListProcessesResponse
+	59, // 67: kata.agent.v1.Agent.NextEvent:output_type -> kata.agent.v1.NextEventResponse
+	61, // 68: kata.agent.v1.Agent.Shutdown:output_type -> kata.agent.v1.ShutdownResponse
+	47, // [47:69] is the sub-list for method output_type
+	25, // [25:47] is the sub-list for method input_type
 	25, // [25:25] is the sub-list for extension type_name
 	25, // [25:25] is the sub-list for extension extendee
 	0,  // [0:25] is the sub-list for field type_name
@@ -3989,7 +4068,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   63,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

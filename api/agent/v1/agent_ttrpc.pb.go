@@ -9,6 +9,7 @@ import (
 
 type AgentService interface {
 	Details(context.Context, *DetailsRequest) (*DetailsResponse, error)
+	Settle(context.Context, *SettleRequest) (*SettleResponse, error)
 	SetupSandbox(context.Context, *SetupSandboxRequest) (*SetupSandboxResponse, error)
 	UpdateNetwork(context.Context, *UpdateNetworkRequest) (*UpdateNetworkResponse, error)
 	SetTime(context.Context, *SetTimeRequest) (*SetTimeResponse, error)
@@ -40,6 +41,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.Details(ctx, &req)
+			},
+			"Settle": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req SettleRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Settle(ctx, &req)
 			},
 			"SetupSandbox": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req SetupSandboxRequest
@@ -198,6 +206,14 @@ func NewAgentClient(client *ttrpc.Client) AgentService {
 func (c *agentClient) Details(ctx context.Context, req *DetailsRequest) (*DetailsResponse, error) {
 	var resp DetailsResponse
 	if err := c.client.Call(ctx, "kata.agent.v1.Agent", "Details", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Settle(ctx context.Context, req *SettleRequest) (*SettleResponse, error) {
+	var resp SettleResponse
+	if err := c.client.Call(ctx, "kata.agent.v1.Agent", "Settle", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -38,7 +38,7 @@ type Disk struct {
 // Await waits for the disk with the given serial number, for which it loads the
 // drivers.
 func Await(ctx context.Context, modules *module.Set, serial string) (Disk, error) {
-	if err := load(modules); err != nil {
+	if err := Load(modules); err != nil {
 		return Disk{}, err
 	}
 	var (
@@ -71,9 +71,9 @@ func Await(ctx context.Context, modules *module.Set, serial string) (Disk, error
 	return d, nil
 }
 
-// load loads the drivers. The host has all disks on one target; a kernel that
+// Load loads the drivers, for disks that come later. The host has all disks on one target; a kernel that
 // looks for itself tries all 256, which takes 0.1 s when it is emulated.
-func load(modules *module.Set) error {
+func Load(modules *module.Set) error {
 	if err := modules.Load("scsi_mod"); err != nil {
 		return err
 	}
