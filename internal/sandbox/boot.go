@@ -11,16 +11,15 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/ttrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/disk"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
-	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/mirror"
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/resources"
+	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
@@ -30,8 +29,6 @@ import (
 const (
 	// shareTag names the shared directory to the guest.
 	shareTag = "kata"
-	// vsockPort is where the agent listens when there is vsock.
-	vsockPort = 1024
 	// hostOverheadMiB is what kata-proxy, the VMM (translated code included)
 	// and the file server may use beside the guest's memory.
 	hostOverheadMiB = 512
@@ -117,8 +114,8 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 		return err
 	}
 	s.mirrors = mirror.New(s.opts.HostMounts, func(ctx context.Context, r *agentv1.WriteVolumeRequest) error {
-		_, err := s.agent.WriteVolume(ctx, r)
-		return fromGuest(err, false)
+		_, err := s.guest.WriteVolume(ctx, r)
+		return guest.Error(err, false)
 	}, s.log)
 	s.undo.Push("copies of volumes", func(context.Context) error { s.mirrors.Close(); return nil })
 	// After the boot, which would only take longer for it.
@@ -139,8 +136,8 @@ func (s *Sandbox) bootMachine(ctx context.Context, cfg vmm.Config, o BootOptions
 	if err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return err
 	}
-	if !errors.Is(err, errNoAnswer) {
-		err = fmt.Errorf("%w: %w", errNoAnswer, err)
+	if !errors.Is(err, guest.ErrNoAnswer) {
+		err = fmt.Errorf("%w: %w", guest.ErrNoAnswer, err)
 	}
 	return fmt.Errorf("%w (boot_timeout is %d s)", err, s.conf.Runtime.BootTimeout)
 }
@@ -341,40 +338,21 @@ func orGone(err error) error {
 // connect makes the link and waits for the agent's first answer.
 func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 	defer s.trace.Begin("guest boot to agent's first answer")()
-	conn, err := s.machine.Agent(ctx)
+	g, err := guest.Connect(ctx, s.machine, cfg.VsockCID)
 	if err != nil {
-		return fmt.Errorf("agent port: %w", err)
+		return err
 	}
-	if cfg.VsockCID != 0 {
-		s.link, err = link.DialVsock(ctx, conn, cfg.VsockCID, vsockPort)
-	} else {
-		s.link, err = link.Client(ctx, conn)
-	}
-	if err != nil {
-		return fmt.Errorf("link to the agent: %w", err)
-	}
-	s.undo.Push("link", func(context.Context) error { _ = s.link.Close(); return nil })
-	rpc, err := s.link.Open(ctx, link.Header{Kind: link.KindRPC})
-	if err != nil {
-		return fmt.Errorf("link to the agent: %w", err)
-	}
-	client := ttrpc.NewClient(rpc)
-	s.undo.Push("agent client", func(context.Context) error { _ = client.Close(); return nil })
+	s.undo.Push("link", func(context.Context) error { g.Close(); return nil })
+	s.guest = g
 	s.background.Go(func() {
-		if client.UserOnCloseWait(s.life) == nil {
+		if g.Wait(s.life) == nil {
 			s.linkLost()
 		}
 	})
-	s.agent = agentv1.NewAgentClient(client)
-	d, err := s.agent.Details(ctx, &agentv1.DetailsRequest{})
-	if err != nil {
-		return fmt.Errorf("agent's first answer: %w", fromGuest(err, false))
-	}
-	s.kernel = printable.Text(d.GetKernelRelease(), 128)
 	if s.conf.Runtime.Debug {
-		s.background.Go(s.followGuestLog)
+		s.background.Go(func() { g.FollowLog(s.life, s.log) })
 	}
-	s.log.Info("guest is up", "kernel", s.kernel, "agent_rss_bytes", d.GetAgentRssBytes())
+	s.log.Info("guest is up", "kernel", g.Kernel, "agent_rss_bytes", g.RSS)
 	return nil
 }
 
@@ -384,7 +362,7 @@ func (s *Sandbox) linkLost() {
 	case <-s.machine.Done(): // its watcher knows the better reason
 	case <-s.life.Done():
 	case <-time.After(lostGrace):
-		s.die(errLinkLost)
+		s.die(guest.ErrLost)
 	}
 }
 
@@ -402,8 +380,8 @@ func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions) error {
 	if s.joint != nil && len(s.joint.Network().GetInterfaces()) > 0 {
 		req.Network = s.joint.Network() // else it is told of spare devices in time
 	}
-	if _, err := s.agent.SetupSandbox(ctx, req); err != nil {
-		return fmt.Errorf("guest set-up: %w", fromGuest(err, false))
+	if _, err := s.guest.SetupSandbox(ctx, req); err != nil {
+		return fmt.Errorf("guest set-up: %w", guest.Error(err, false))
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/hook"
 	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/sandbox/figures"
+	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
@@ -149,9 +150,9 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	if req.Spec, err = json.Marshal(plan.Guest); err != nil {
 		return nil, errors.Join(fmt.Errorf("encode spec: %w", err), c.release(ctx))
 	}
-	resp, err := s.agent.CreateContainer(ctx, req)
+	resp, err := s.guest.CreateContainer(ctx, req)
 	if err != nil {
-		err = fromGuest(err, true)
+		err = guest.Error(err, true)
 		c.init.finish(exitOfStartError(err))
 		return nil, errors.Join(err, c.release(ctx))
 	}
@@ -302,11 +303,11 @@ func (c *Container) Exec(ctx context.Context, id string, process *specs.Process,
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.s.createTimeout())
 	defer cancel()
-	if _, err := c.s.agent.CreateExec(ctx, &agentv1.CreateExecRequest{Container: c.id, Exec: id, Process: b, Stdio: stdio.proto()}); err != nil {
+	if _, err := c.s.guest.CreateExec(ctx, &agentv1.CreateExecRequest{Container: c.id, Exec: id, Process: b, Stdio: stdio.proto()}); err != nil {
 		c.mu.Lock()
 		delete(c.execs, id)
 		c.mu.Unlock()
-		err = fmt.Errorf("exec in container %s: %w", c.id, c.s.orDead(fromGuest(err, true)))
+		err = fmt.Errorf("exec in container %s: %w", c.id, c.s.orDead(guest.Error(err, true)))
 		if errors.Is(err, ErrCommandNotFound) || errors.Is(err, ErrCommandDenied) {
 			p.finish(exitOfStartError(err))
 			return p, err
@@ -337,8 +338,8 @@ func (c *Container) DeleteExec(ctx context.Context, exec string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, err = c.s.agent.DeleteProcess(ctx, &agentv1.DeleteProcessRequest{Container: c.id, Exec: exec})
-	if err = fromGuest(err, false); err != nil && !c.s.isDead() && !errors.Is(err, ErrNotFound) {
+	_, err = c.s.guest.DeleteProcess(ctx, &agentv1.DeleteProcessRequest{Container: c.id, Exec: exec})
+	if err = guest.Error(err, false); err != nil && !c.s.isDead() && !errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("delete %s: %w", p.name(), err)
 	}
 	c.mu.Lock()
@@ -362,8 +363,8 @@ func (c *Container) Delete(ctx context.Context) error {
 	defer cancel()
 	c.s.mirrors.Remove(c.id) // they go with it, and are not to come again
 	if !c.s.isDead() {
-		_, err := c.s.agent.DeleteContainer(callCtx, &agentv1.DeleteContainerRequest{Container: c.id})
-		if err = fromGuest(err, false); err != nil && !errors.Is(err, ErrNotFound) && !c.s.isDead() {
+		_, err := c.s.guest.DeleteContainer(callCtx, &agentv1.DeleteContainerRequest{Container: c.id})
+		if err = guest.Error(err, false); err != nil && !errors.Is(err, ErrNotFound) && !c.s.isDead() {
 			c.s.die(fmt.Errorf("delete container %s: %w", c.id, err))
 		}
 	}
@@ -380,8 +381,8 @@ func (c *Container) Pause(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := c.s.agent.PauseContainer(ctx, &agentv1.PauseContainerRequest{Container: c.id}); err != nil {
-		return errors.Join(fmt.Errorf("pause container %s: %w", c.id, c.s.orDead(fromGuest(err, false))), c.toStatus(report.Running, report.Paused))
+	if _, err := c.s.guest.PauseContainer(ctx, &agentv1.PauseContainerRequest{Container: c.id}); err != nil {
+		return errors.Join(fmt.Errorf("pause container %s: %w", c.id, c.s.orDead(guest.Error(err, false))), c.toStatus(report.Running, report.Paused))
 	}
 	c.s.saveState()
 	return nil
@@ -397,8 +398,8 @@ func (c *Container) Resume(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := c.s.agent.ResumeContainer(ctx, &agentv1.ResumeContainerRequest{Container: c.id}); err != nil {
-		return fmt.Errorf("resume container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
+	if _, err := c.s.guest.ResumeContainer(ctx, &agentv1.ResumeContainerRequest{Container: c.id}); err != nil {
+		return fmt.Errorf("resume container %s: %w", c.id, c.s.orDead(guest.Error(err, false)))
 	}
 	err := c.toStatus(report.Running, report.Paused)
 	c.s.saveState()
@@ -420,8 +421,8 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := c.s.agent.UpdateContainer(ctx, &agentv1.UpdateContainerRequest{Container: c.id, Resources: b}); err != nil {
-		return fmt.Errorf("update container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
+	if _, err := c.s.guest.UpdateContainer(ctx, &agentv1.UpdateContainerRequest{Container: c.id, Resources: b}); err != nil {
+		return fmt.Errorf("update container %s: %w", c.id, c.s.orDead(guest.Error(err, false)))
 	}
 	if r.CPU == nil || r.CPU.Quota == nil {
 		return nil
@@ -434,9 +435,9 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 func (c *Container) Stats(ctx context.Context) (*agentv1.StatsContainerResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	resp, err := c.s.agent.StatsContainer(ctx, &agentv1.StatsContainerRequest{Container: c.id})
+	resp, err := c.s.guest.StatsContainer(ctx, &agentv1.StatsContainerRequest{Container: c.id})
 	if err != nil {
-		return nil, fmt.Errorf("stats of container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
+		return nil, fmt.Errorf("stats of container %s: %w", c.id, c.s.orDead(guest.Error(err, false)))
 	}
 	disks, nics := len(resp.GetIo()), len(resp.GetNetwork())
 	if figures.Stats(resp) {
@@ -453,9 +454,9 @@ func (c *Container) Stats(ctx context.Context) (*agentv1.StatsContainerResponse,
 func (c *Container) Processes(ctx context.Context) ([]*agentv1.Process, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	resp, err := c.s.agent.ListProcesses(ctx, &agentv1.ListProcessesRequest{Container: c.id})
+	resp, err := c.s.guest.ListProcesses(ctx, &agentv1.ListProcessesRequest{Container: c.id})
 	if err != nil {
-		return nil, fmt.Errorf("list processes of container %s: %w", c.id, c.s.orDead(fromGuest(err, false)))
+		return nil, fmt.Errorf("list processes of container %s: %w", c.id, c.s.orDead(guest.Error(err, false)))
 	}
 	ps := resp.GetProcesses()
 	figures.Processes(ps, func(exec string) bool { _, err := c.Process(exec); return err == nil })

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 )
 
 // betweenEvents is the least time between two events of a guest that are told: it
@@ -21,9 +22,9 @@ func (s *Sandbox) OutOfMemory(ctx context.Context, f func(container string)) err
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)()
 	for {
-		resp, err := s.agent.NextEvent(ctx, &agentv1.NextEventRequest{})
+		resp, err := s.guest.NextEvent(ctx, &agentv1.NextEventRequest{})
 		if err != nil {
-			if err = s.orDead(fromGuest(err, false)); ctx.Err() != nil || errors.Is(err, ErrDead) {
+			if err = s.orDead(guest.Error(err, false)); ctx.Err() != nil || errors.Is(err, ErrDead) {
 				return nil
 			}
 			return fmt.Errorf("events of the guest: %w", err)

@@ -8,6 +8,7 @@ import (
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/network"
+	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 )
@@ -87,9 +88,9 @@ func (s *Sandbox) settleNetwork(ctx context.Context) error {
 func (s *Sandbox) tellNetwork(ctx context.Context, nw *agentv1.Network) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, err := s.agent.UpdateNetwork(ctx, &agentv1.UpdateNetworkRequest{Network: nw})
+	_, err := s.guest.UpdateNetwork(ctx, &agentv1.UpdateNetworkRequest{Network: nw})
 	if s.isDead() {
 		return nil // and nobody will miss it
 	}
-	return fromGuest(err, false)
+	return guest.Error(err, false)
 }

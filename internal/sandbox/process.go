@@ -8,6 +8,7 @@ import (
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"golang.org/x/sys/unix"
 )
@@ -60,7 +61,7 @@ func (p *Process) OpenStdio(ctx context.Context, fd int) (link.Stream, error) {
 		return nil, fmt.Errorf("open stdio %d of %s: the process was created without it: %w", fd, p.name(), ErrInvalid)
 	}
 	h := link.Header{Kind: link.KindStdio, Container: p.c.id, Exec: p.id, FD: uint8(fd)}
-	st, err := p.c.s.link.Open(ctx, h)
+	st, err := p.c.s.guest.Open(ctx, h)
 	if err != nil {
 		return nil, fmt.Errorf("open stdio %d of %s: %w", fd, p.name(), p.c.s.orDead(err))
 	}
@@ -88,9 +89,9 @@ func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 	}
 	p.starting.Lock()
 	p.await() // now, to save the time of a call to the guest
-	resp, err := s.agent.StartProcess(ctx, &agentv1.StartProcessRequest{Container: p.c.id, Exec: p.id})
+	resp, err := s.guest.StartProcess(ctx, &agentv1.StartProcessRequest{Container: p.c.id, Exec: p.id})
 	if err != nil {
-		err = s.orDead(fromGuest(err, true))
+		err = s.orDead(guest.Error(err, true))
 		p.finish(exitOfStartError(err))
 	}
 	p.starting.Unlock()
@@ -117,12 +118,12 @@ func (p *Process) await() {
 
 func (p *Process) follow() {
 	s := p.c.s
-	resp, err := s.agent.WaitProcess(s.life, &agentv1.WaitProcessRequest{Container: p.c.id, Exec: p.id})
+	resp, err := s.guest.WaitProcess(s.life, &agentv1.WaitProcessRequest{Container: p.c.id, Exec: p.id})
 	p.starting.Lock()
 	defer p.starting.Unlock()
 	if err != nil {
 		// Waits for the reason, if the call is not the only thing that failed.
-		err = s.orDead(fromGuest(err, false))
+		err = s.orDead(guest.Error(err, false))
 		if !s.isDead() {
 			s.die(fmt.Errorf("wait for %s: %w", p.name(), err))
 		}
@@ -180,14 +181,14 @@ func (p *Process) Signal(ctx context.Context, sig uint32, all bool) error {
 	}
 	defer done()
 	p.await() // it may end without having been started
-	_, err = s.agent.SignalProcess(ctx, &agentv1.SignalProcessRequest{Container: p.c.id, Exec: p.id, Signal: sig, All: all})
+	_, err = s.guest.SignalProcess(ctx, &agentv1.SignalProcessRequest{Container: p.c.id, Exec: p.id, Signal: sig, All: all})
 	switch {
 	case !kill && err != nil:
-		return fmt.Errorf("signal %s: %w", p.name(), s.orDead(fromGuest(err, false)))
+		return fmt.Errorf("signal %s: %w", p.name(), s.orDead(guest.Error(err, false)))
 	case !kill:
 		return nil
 	case err != nil:
-		s.die(fmt.Errorf("the guest does not obey SIGKILL for %s: %w", p.name(), fromGuest(err, false)))
+		s.die(fmt.Errorf("the guest does not obey SIGKILL for %s: %w", p.name(), guest.Error(err, false)))
 		return nil
 	}
 	s.background.Go(func() {
@@ -206,9 +207,9 @@ func (p *Process) Resize(ctx context.Context, width, height uint32) error {
 	s := p.c.s
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, err := s.agent.ResizeTerminal(ctx, &agentv1.ResizeTerminalRequest{Container: p.c.id, Exec: p.id, Width: width, Height: height})
+	_, err := s.guest.ResizeTerminal(ctx, &agentv1.ResizeTerminalRequest{Container: p.c.id, Exec: p.id, Width: width, Height: height})
 	if err != nil {
-		return fmt.Errorf("resize terminal of %s: %w", p.name(), s.orDead(fromGuest(err, false)))
+		return fmt.Errorf("resize terminal of %s: %w", p.name(), s.orDead(guest.Error(err, false)))
 	}
 	return nil
 }

@@ -29,11 +29,11 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/disk"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
-	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/mirror"
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/sandbox/failure"
+	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/sandbox/timeline"
 	"github.com/seed-efd44b36/kata/internal/share"
@@ -93,10 +93,8 @@ type Sandbox struct {
 	machine vmm.Machine
 	mirrors *mirror.Set
 	disks   *disk.Set // of the machine
-	link    link.Opener
-	agent   agentv1.AgentService
+	guest   *guest.Guest
 	accel   vmm.Accel
-	kernel  string
 
 	// life ends when the sandbox dies; calls without a deadline hang on it.
 	life       context.Context
@@ -210,7 +208,7 @@ func (s *Sandbox) orDead(err error) error {
 	if err == nil || errors.Is(err, ErrDead) {
 		return err
 	}
-	if _, ok := errors.AsType[*guestError](err); ok {
+	if _, ok := errors.AsType[*guest.Answer](err); ok {
 		return err
 	}
 	closed := errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, os.ErrClosed)
@@ -220,7 +218,7 @@ func (s *Sandbox) orDead(err error) error {
 		case <-s.life.Done():
 		case <-time.After(2 * lostGrace):
 			if closed {
-				return errLinkLost
+				return guest.ErrLost
 			}
 			return err
 		}
@@ -383,7 +381,10 @@ func (s *Sandbox) saveState() {
 func (s *Sandbox) state() report.Sandbox {
 	st := report.Sandbox{
 		ID: s.id, OwnerPID: os.Getpid(), Accel: string(s.accel),
-		Kernel: s.kernel, Created: s.created, Containers: []report.Container{},
+		Created: s.created, Containers: []report.Container{},
+	}
+	if s.guest != nil {
+		st.Kernel = s.guest.Kernel
 	}
 	if s.machine != nil {
 		if pids := s.machine.PIDs(); len(pids) > 0 {
@@ -419,9 +420,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	if s.agent != nil && !s.isDead() {
+	if s.guest != nil && !s.isDead() {
 		callCtx, cancel := context.WithTimeout(ctx, shutdownTimeout)
-		_, err := s.agent.Shutdown(callCtx, &agentv1.ShutdownRequest{})
+		_, err := s.guest.Shutdown(callCtx, &agentv1.ShutdownRequest{})
 		cancel()
 		if err != nil && !errors.Is(err, ttrpc.ErrClosed) {
 			s.log.Debug("guest did not confirm its shutdown", "error", printable.Text(err.Error(), 500))

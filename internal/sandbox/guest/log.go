@@ -1,8 +1,10 @@
-package sandbox
+package guest
 
 import (
 	"bufio"
+	"context"
 	"io"
+	"log/slog"
 
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/printable"
@@ -14,18 +16,18 @@ const (
 	maxGuestLine = 2 << 10
 )
 
-// followGuestLog puts the agent's log into ours, quoted, until the guest ends
-// or has said too much.
-func (s *Sandbox) followGuestLog() {
-	st, err := s.link.Open(s.life, link.Header{Kind: link.KindLog})
+// FollowLog puts the agent's log into ours, quoted, until the guest ends or has
+// said too much.
+func (g *Guest) FollowLog(ctx context.Context, log *slog.Logger) {
+	st, err := g.link.Open(ctx, link.Header{Kind: link.KindLog})
 	if err != nil {
-		s.log.Debug("no log of the guest", "error", err)
+		log.Debug("no log of the guest", "error", err)
 		return
 	}
 	defer st.Close()
 	lines := bufio.NewScanner(io.LimitReader(st, maxGuestLog))
 	lines.Buffer(make([]byte, 0, maxGuestLine), maxGuestLine)
 	for lines.Scan() {
-		s.log.Debug("guest", "line", printable.Text(lines.Text(), maxGuestLine))
+		log.Debug("guest", "line", printable.Text(lines.Text(), maxGuestLine))
 	}
 }

@@ -1,4 +1,4 @@
-package sandbox
+package guest
 
 import (
 	"context"
@@ -13,13 +13,11 @@ import (
 
 // DialPort connects to a TCP port on the loopback of the guest, which its
 // containers share. The error wraps unix.ECONNREFUSED when nothing listens there.
-// The caller closes the stream.
-func (s *Sandbox) DialPort(ctx context.Context, port uint16) (link.Stream, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	st, err := s.link.Open(ctx, link.Header{Kind: link.KindPort, Port: port})
+// The caller closes the stream. The context's end is that of the attempt only.
+func (g *Guest) DialPort(ctx context.Context, port uint16) (link.Stream, error) {
+	st, err := g.link.Open(ctx, link.Header{Kind: link.KindPort, Port: port})
 	if err != nil {
-		return nil, fmt.Errorf("connect to port %d: %w", port, s.orDead(err))
+		return nil, fmt.Errorf("connect to port %d: %w", port, err)
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		err = st.SetReadDeadline(deadline)
