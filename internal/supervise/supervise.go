@@ -56,6 +56,9 @@ type Command struct {
 	// Root, when set, takes away all of the host's file system but Access,
 	// which has to be set as well.
 	Root *Root
+	// Lend, when set, is a file that the child gets for reading only when it
+	// opens it for reading and writing.
+	Lend *Lend
 	// User, when set, is whom the child runs as, without capabilities.
 	User *User
 	// NoNetwork puts the child into an empty network namespace. What is open
@@ -179,9 +182,13 @@ func (p *Process) run(c Command, started chan<- error) {
 		started <- fmt.Errorf("make the output pipe: %w", err)
 		return
 	}
-	p.proc, err = fork(c, w)
+	lent, err := newLoan(c.Lend)
+	if err == nil {
+		p.proc, err = fork(c, w, lent)
+	}
 	_ = w.Close()
 	if err != nil {
+		lent.end()
 		_ = r.Close()
 		started <- err
 		return
@@ -198,6 +205,7 @@ func (p *Process) run(c Command, started chan<- error) {
 			p.exit.Signal = ws.Signal()
 		}
 	}
+	lent.end()
 	_ = r.SetReadDeadline(time.Now().Add(drainTime))
 	reading.Wait()
 	_ = r.Close()
@@ -205,7 +213,7 @@ func (p *Process) run(c Command, started chan<- error) {
 }
 
 // fork starts the child from the calling thread, which it leaves confined.
-func fork(c Command, output *os.File) (*os.Process, error) {
+func fork(c Command, output *os.File, lent *loan) (*os.Process, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -264,6 +272,9 @@ func fork(c Command, output *os.File) (*os.Process, error) {
 	}
 	if attr.Dir == "" {
 		attr.Dir = "/"
+	}
+	if err := lent.begin(); err != nil {
+		return nil, err
 	}
 	proc, err := os.StartProcess(c.Path, append([]string{c.Path}, c.Args...), attr)
 	if pathErr := (*os.PathError)(nil); errors.As(err, &pathErr) {
