@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/runflags"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
-	"github.com/seed-efd44b36/kata/internal/sandbox/timeline"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/spf13/cobra"
 )
 
@@ -343,7 +344,7 @@ func (r *run) printTrace(ctx context.Context) {
 	for _, p := range resp.GetPhases() {
 		phases = append(phases, timeline.Phase{Name: "  " + p.GetName(), Start: time.Unix(0, p.GetStartUnixNs()), Dur: time.Duration(p.GetDurationNs())})
 	}
-	timeline.Sort(phases)
+	slices.SortStableFunc(phases, func(a, b timeline.Phase) int { return a.Start.Compare(b.Start) })
 	w := tabwriter.NewWriter(r.errOut, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "start ms\tfor ms\t  phase\t")
 	for _, p := range phases {

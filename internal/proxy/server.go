@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/operator"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -147,7 +149,7 @@ func (s *server) Boot(ctx context.Context, r *proxyv1.BootRequest) (*proxyv1.Boo
 		return nil, operator.Refuse(err)
 	}
 	if r.GetCni() != nil {
-		end := s.sb.Phase("CNI")
+		ctx, end := timeline.Begin(s.sb.Traced(ctx), "CNI")
 		res, err := s.network(ctx, s.sb, r.GetCni())
 		end()
 		if err != nil {
@@ -283,7 +285,7 @@ func (s *server) Shutdown(ctx context.Context, _ *proxyv1.ShutdownRequest) (*pro
 func (s *server) Trace(context.Context, *proxyv1.TraceRequest) (*proxyv1.TraceResponse, error) {
 	resp := &proxyv1.TraceResponse{}
 	for _, p := range s.sb.Trace() {
-		resp.Phases = append(resp.Phases, &proxyv1.TracePhase{Name: p.Name, StartUnixNs: p.Start.UnixNano(), DurationNs: int64(p.Dur)})
+		resp.Phases = append(resp.Phases, &proxyv1.TracePhase{Name: strings.Repeat("  ", p.Depth) + p.Name, StartUnixNs: p.Start.UnixNano(), DurationNs: int64(p.Dur)})
 	}
 	return resp, nil
 }

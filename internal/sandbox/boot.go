@@ -23,6 +23,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 )
 
@@ -76,6 +77,8 @@ func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
 		return s.explain(err)
 	}
 	defer done()
+	ctx, end := timeline.Begin(s.Traced(ctx), "boot")
+	defer end()
 	if err := s.boot(ctx, o); err != nil {
 		return s.explain(err)
 	}
@@ -99,10 +102,10 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 		s.cpus = o.Resources.CPU.Cpus
 	}
 	size := resources.Size(resources.LimitsOf(o.Resources), s.conf.Hypervisor)
-	if err := s.makeCgroup(o); err != nil {
+	if err := s.makeCgroup(ctx, o); err != nil {
 		return err
 	}
-	if err := s.makeShare(); err != nil {
+	if err := s.makeShare(ctx); err != nil {
 		return err
 	}
 	cfg, err := s.machineConfig(ctx, img, size, o)
@@ -143,7 +146,7 @@ func (s *Sandbox) bootMachine(ctx context.Context, cfg vmm.Config, o BootOptions
 }
 
 func (s *Sandbox) image(ctx context.Context) (guestimage.Image, error) {
-	defer s.trace.Begin("guest image")()
+	defer timeline.Step(ctx, "guest image")()
 	img, err := s.opts.Image(ctx)
 	if err != nil {
 		return guestimage.Image{}, fmt.Errorf("guest image: %w", err)
@@ -151,8 +154,8 @@ func (s *Sandbox) image(ctx context.Context) (guestimage.Image, error) {
 	return img, nil
 }
 
-func (s *Sandbox) makeCgroup(o BootOptions) error {
-	defer s.trace.Begin("host cgroup")()
+func (s *Sandbox) makeCgroup(ctx context.Context, o BootOptions) error {
+	defer timeline.Step(ctx, "host cgroup")()
 	parent := o.CgroupParent
 	if parent == "" {
 		parent = s.conf.Runtime.CgroupParent
@@ -224,8 +227,8 @@ func (s *Sandbox) Own(rec cleanup.Record, release cleanup.Releaser) error {
 // is released. For what ends with the process anyhow and needs no record.
 func (s *Sandbox) OnClose(name string, f func(context.Context) error) { s.undo.Push(name, f) }
 
-func (s *Sandbox) makeShare() error {
-	defer s.trace.Begin("shared directory")()
+func (s *Sandbox) makeShare(ctx context.Context) error {
+	defer timeline.Step(ctx, "shared directory")()
 	dir := filepath.Join(s.dir, "shared")
 	if err := s.ledger.Add(cleanup.Record{Kind: cleanup.KindMount, Name: dir}); err != nil {
 		return fmt.Errorf("ledger: %w", err)
@@ -270,6 +273,7 @@ func (s *Sandbox) serveShare(ctx context.Context) (socket string, err error) {
 	if err != nil {
 		return "", err
 	}
+	defer timeline.Step(ctx, "file server")()
 	// Should we die, it ends with us; and its cgroup, which is in the ledger,
 	// is emptied by whoever collects what is left.
 	socket = filepath.Join(s.dir, "virtiofsd.sock")
@@ -296,7 +300,8 @@ func (s *Sandbox) serveShare(ctx context.Context) (socket string, err error) {
 }
 
 func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
-	defer s.trace.Begin("VMM")()
+	ctx, end := timeline.Begin(ctx, "VMM")
+	defer end()
 	// The process carries the sandbox's id in its arguments, by which it can
 	// be found again should we die between these lines.
 	if err := s.ledger.Add(cleanup.Record{Kind: cleanup.KindProcess, Name: s.id}); err != nil {
@@ -337,7 +342,8 @@ func orGone(err error) error {
 
 // connect makes the link and waits for the agent's first answer.
 func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
-	defer s.trace.Begin("guest boot to agent's first answer")()
+	ctx, end := timeline.Begin(ctx, "guest boot to agent's first answer")
+	defer end()
 	g, err := guest.Connect(ctx, s.machine, cfg.VsockCID)
 	if err != nil {
 		return err
@@ -367,7 +373,7 @@ func (s *Sandbox) linkLost() {
 }
 
 func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions) error {
-	defer s.trace.Begin("guest set-up")()
+	defer timeline.Step(ctx, "guest set-up")()
 	seed := make([]byte, seedBytes)
 	if _, err := rand.Read(seed); err != nil {
 		return fmt.Errorf("entropy for the guest: %w", err)

@@ -21,6 +21,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 )
 
 // RootfsMount is a mount to make for a container's root file system, as
@@ -86,7 +87,8 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	if err := CheckID(o.ID); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	defer s.trace.Begin("create container")()
+	ctx, end := timeline.Begin(s.Traced(ctx), "create container")
+	defer end()
 	ctx, done, err := s.Begin(ctx, s.createTimeout())
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", o.ID, err)
@@ -187,7 +189,8 @@ func (p *Pod) complete(sp *specs.Spec) {
 // fillShare makes the container's root file system and its bind mounts appear
 // in the shared directory.
 func (c *Container) fillShare(ctx context.Context, plan *spec.Plan) error {
-	defer c.s.trace.Begin("share rootfs")()
+	ctx, end := timeline.Begin(ctx, "share rootfs")
+	defer end()
 	if !c.opts.rootOnDisk() {
 		var mounts []share.Mount
 		for _, m := range c.opts.Rootfs {
@@ -221,7 +224,8 @@ func (c *Container) attachDisks(ctx context.Context, plan *spec.Plan, req *agent
 	if !c.opts.rootOnDisk() && len(plan.Devices) == 0 {
 		return nil
 	}
-	defer c.s.trace.Begin("attach disks")()
+	ctx, end := timeline.Begin(ctx, "attach disks")
+	defer end()
 	if c.opts.rootOnDisk() {
 		st, err := c.s.disks.AddRootfs(ctx, c.id, disk.Mount(c.opts.Rootfs[0]))
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/network"
 	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 )
 
@@ -35,7 +36,8 @@ func (s *Sandbox) attachNetwork(ctx context.Context, o BootOptions, cfg *vmm.Con
 		cfg.NICs = []vmm.NIC{{}}
 		return nil
 	}
-	defer s.trace.Begin("network")()
+	ctx, end := timeline.Begin(ctx, "network")
+	defer end()
 	least := nics
 	if o.LateNetwork {
 		least = lateNICs

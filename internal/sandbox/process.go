@@ -10,6 +10,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"golang.org/x/sys/unix"
 )
 
@@ -85,7 +86,7 @@ func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 		if err := p.c.toStatus(report.Running, report.Created); err != nil {
 			return 0, err
 		}
-		defer s.trace.Begin("start container")()
+		defer timeline.Step(s.Traced(ctx), "start container")()
 	}
 	p.starting.Lock()
 	p.await() // now, to save the time of a call to the guest

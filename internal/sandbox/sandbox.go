@@ -35,8 +35,8 @@ import (
 	"github.com/seed-efd44b36/kata/internal/sandbox/failure"
 	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
-	"github.com/seed-efd44b36/kata/internal/sandbox/timeline"
 	"github.com/seed-efd44b36/kata/internal/share"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"golang.org/x/sys/unix"
 )
@@ -87,7 +87,7 @@ type Sandbox struct {
 	joint  *joint // nil without a network
 	cgroup *resources.Cgroup
 	cpus   string // of the host, that the sandbox is held to; empty: all
-	trace  timeline.Recorder
+	trace  timeline.Start
 
 	// Set by Boot before anyone else can see them.
 	machine vmm.Machine
@@ -189,9 +189,9 @@ func (s *Sandbox) Info() report.Sandbox { return s.state() }
 // together; valid after Boot.
 func (s *Sandbox) Usage() resources.Stats { return s.cgroup.Stats() }
 
-// Phase adds a step of the front end to the time line; the returned function
-// ends it.
-func (s *Sandbox) Phase(name string) (end func()) { return s.trace.Begin(name) }
+// Traced returns a context for what a front end does for the start: its steps
+// (timeline.Begin) are in the time line.
+func (s *Sandbox) Traced(ctx context.Context) context.Context { return s.trace.In(ctx) }
 
 // Dead is closed when the sandbox has ended, whether asked for or not.
 func (s *Sandbox) Dead() <-chan struct{} { return s.life.Done() }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/seed-efd44b36/kata/internal/supervise"
 	"github.com/seed-efd44b36/kata/internal/tail"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"github.com/seed-efd44b36/kata/internal/vmm/qmp"
 	"golang.org/x/sys/unix"
@@ -126,7 +127,9 @@ func (m *Machine) start(ctx context.Context) error {
 			m.log.Warn("this kernel has no Landlock: qemu is confined by its root, without a second wall", "sandbox", m.cfg.ID)
 		}
 	}
+	end := timeline.Step(ctx, "QEMU's process")
 	proc, err := supervise.Start(ctx, command)
+	end()
 	if err != nil {
 		ends.closeOurs()
 		m.finish(vmm.Exit{Err: err, At: time.Now()})
@@ -173,13 +176,16 @@ func (m *Machine) start(ctx context.Context) error {
 
 // run opens the control connection and lets the guest go.
 func (m *Machine) run(ctx context.Context, conn *net.UnixConn) error {
+	end := timeline.Step(ctx, "QEMU up")
 	monitor, err := qmp.Connect(ctx, conn, m.event)
+	end()
 	if err != nil {
 		return err
 	}
 	m.mu.Lock()
 	m.monitor = monitor
 	m.mu.Unlock()
+	defer timeline.Step(ctx, "run the guest")()
 	_, err = monitor.Execute(ctx, qmp.Command{Name: "cont"})
 	return err
 }
