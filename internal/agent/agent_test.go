@@ -54,29 +54,6 @@ func TestGroupName(t *testing.T) {
 	}
 }
 
-func write(t *testing.T, content string, path ...string) {
-	t.Helper()
-	file := filepath.Join(path...)
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestFindPort(t *testing.T) {
-	dir := t.TempDir()
-	if got, err := findPort(filepath.Join(dir, "none"), "/dev"); got != "" || err != nil {
-		t.Errorf("no class: %q, %v", got, err)
-	}
-	write(t, "console.0\n", dir, "vport0p1/name")
-	write(t, portName+"\n", dir, "vport1p1/name")
-	if got, err := findPort(dir, "/dev"); got != "/dev/vport1p1" || err != nil {
-		t.Errorf("got %q, %v", got, err)
-	}
-}
-
 func TestParseStatus(t *testing.T) {
 	got := parseStatus([]byte("Name:\tevil State: Z\nState:\tS (sleeping)\nPid:\t7\nPPid:\t3\nUid:\t33\t33\t33\t33\nGid:\t1\n"))
 	if want := (&agentv1.Process{State: "S", Ppid: 3, Uid: 33}); !proto.Equal(got, want) {

@@ -1,54 +1,34 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"sync"
-	"time"
 
 	"github.com/containerd/ttrpc"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
-	"github.com/seed-efd44b36/kata/internal/agent/await"
-	"github.com/seed-efd44b36/kata/internal/agent/direct"
+	"github.com/seed-efd44b36/kata/internal/agent/serial"
 	"github.com/seed-efd44b36/kata/internal/link"
-	"golang.org/x/sys/unix"
 )
 
-const (
-	// portName is the virtio-serial port of the link.
-	portName = "agent.0"
-	// portTimeout is how long the port may take to appear.
-	portTimeout = 30 * time.Second
-	// portIdle is how often the agent looks whether the host has come back.
-	portIdle = 20 * time.Millisecond
-)
+// portName is the virtio-serial port of the link.
+const portName = "agent.0"
 
 // serveSerial serves one host after the other on the virtio-serial port: the
 // far end of the port can change while the guest sleeps.
 func (a *Agent) serveSerial(ctx context.Context) error {
 	rpc, done := a.startServer(ctx)
 	defer done()
-	path, err := awaitPort(ctx)
+	port, err := serial.Open(ctx, portName)
 	if err != nil {
 		return err
 	}
+	defer port.Close()
+	a.markReady()
 	for {
-		port, err := openPort(ctx, path, a.markReady)
+		l, err := port.Serve(ctx)
 		if err != nil {
 			return err
-		}
-		l, err := link.Serve(port)
-		if err != nil {
-			a.log.Warn("no link", "err", err)
-			if err := await.Pause(ctx, portIdle); err != nil {
-				return err
-			}
-			continue
 		}
 		a.accept(ctx, l, rpc)
 		_ = l.Close()
@@ -71,15 +51,20 @@ func (a *Agent) serveVsock() error {
 
 // listenVsock waits for the key and listens.
 func (a *Agent) listenVsock() (link.Listener, error) {
-	path, err := awaitPort(a.life)
+	port, err := serial.Open(a.life, portName)
 	if err != nil {
 		return nil, err
 	}
-	port, err := openPort(a.life, path, a.markReady)
+	defer port.Close()
+	a.markReady()
+	if err := port.Await(); err != nil {
+		return nil, err
+	}
+	conn, err := port.Conn()
 	if err != nil {
 		return nil, err
 	}
-	return link.ListenVsock(port, vsockPort)
+	return link.ListenVsock(conn, vsockPort)
 }
 
 func (a *Agent) markReady() {
@@ -135,58 +120,5 @@ func (a *Agent) startServer(ctx context.Context) (rpc *link.Queue, done func()) 
 		_ = srv.Close()
 		_ = rpc.Close()
 		work.Wait()
-	}
-}
-
-// awaitPort waits for the port and returns the path of its device.
-func awaitPort(ctx context.Context) (path string, err error) {
-	err = await.Until(ctx, portTimeout, func() (bool, error) {
-		path, err = findPort("/sys/class/virtio-ports", "/dev")
-		return path != "", err
-	})
-	if errors.Is(err, context.DeadlineExceeded) {
-		return "", fmt.Errorf("the machine has no virtio-serial port %s", portName)
-	}
-	return path, err
-}
-
-// findPort looks for the port in sysfs; "" means that it is not there.
-func findPort(class, dev string) (string, error) {
-	ports, err := os.ReadDir(class)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("list virtio-serial ports: %w", err)
-	}
-	for _, p := range ports {
-		name, err := os.ReadFile(filepath.Join(class, p.Name(), "name"))
-		if err == nil && string(bytes.TrimSpace(name)) == portName {
-			return filepath.Join(dev, p.Name()), nil
-		}
-	}
-	return "", nil
-}
-
-// openPort opens the port and returns when the host has something to say.
-// opened is called in between.
-func openPort(ctx context.Context, path string, opened func()) (*direct.Port, error) {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	opened()
-	for {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		_, err := unix.Poll(p, -1)
-		switch {
-		case err != nil && !errors.Is(err, unix.EINTR):
-			_ = unix.Close(fd)
-			return nil, fmt.Errorf("wait for the host: %w", err)
-		case err == nil && p[0].Revents&unix.POLLIN != 0:
-			return direct.NewPort(fd, path)
-		}
-		// A port without a host hangs up at once, again and again.
-		if err := await.Pause(ctx, portIdle); err != nil {
-			_ = unix.Close(fd)
-			return nil, err
-		}
 	}
 }

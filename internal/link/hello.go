@@ -13,7 +13,7 @@ const (
 	helloMagic = "KATAlink"
 	// minVersion and maxVersion of the multiplexer's protocol are those that
 	// this side can speak.
-	minVersion, maxVersion = 2, 2
+	minVersion, maxVersion = 3, 3
 
 	clientHello = len(helloMagic) + 4 // magic, lowest, highest
 	serverHello = len(helloMagic) + 6 // magic, lowest, highest, chosen

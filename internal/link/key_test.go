@@ -238,8 +238,8 @@ func TestHandOverKeyFails(t *testing.T) {
 	}{
 		{"no common version", answer(0), "speaks 7 to 9", ErrVersion},
 		{"not our protocol", "SSH-2.0-OpenSSH_9.2p1", "instead of", nil},
-		{"no key wanted", answer(2) + "something else", "read answer to key", nil},
-		{"guest ends before it listens", answer(2), "read answer to key", io.ErrUnexpectedEOF},
+		{"no key wanted", answer(3) + "something else", "read answer to key", nil},
+		{"guest ends before it listens", answer(3), "read answer to key", io.ErrUnexpectedEOF},
 	} {
 		t.Run("host: "+tt.name, func(t *testing.T) {
 			a, b := conns(t)
@@ -254,13 +254,13 @@ func TestHandOverKeyFails(t *testing.T) {
 			}
 		})
 	}
-	hello := helloMagic + "\x00\x02\x00\x02"
+	hello := helloMagic + "\x00\x03\x00\x03"
 	failure := errors.New("no such device")
 	for _, tt := range []struct {
 		name, host, want string
 		is               error
 	}{
-		{"host of the future", helloMagic + "\x00\x03\x00\x05", "3 to 5", ErrVersion},
+		{"host of the future", helloMagic + "\x00\x04\x00\x06", "4 to 6", ErrVersion},
 		{"host that multiplexes", hello + frame(frameOpen, 1, "header"), "read key", nil},
 		{"cut short", hello + keyMagic + "12345", "read key", io.ErrUnexpectedEOF},
 		{"cannot listen", hello + keyMagic + string(make([]byte, 32)), "no such device", failure},
@@ -283,9 +283,9 @@ func TestHandOverKeyFails(t *testing.T) {
 }
 
 func FuzzKey(f *testing.F) {
-	f.Add([]byte(helloMagic + "\x00\x02\x00\x02\x00\x02" + keyMagic))
-	f.Add([]byte(helloMagic + "\x00\x02\x00\x02" + keyMagic + string(make([]byte, 32))))
-	f.Add([]byte("KATAKATAlink\x00\x01\x00\x02KATAvkey"))
+	f.Add([]byte(helloMagic + "\x00\x03\x00\x03\x00\x03" + keyMagic))
+	f.Add([]byte(helloMagic + "\x00\x03\x00\x03" + keyMagic + string(make([]byte, 32))))
+	f.Add([]byte("KATAKATAlink\x00\x01\x00\x03KATAvkey"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l, err := awaitKey(feed{bytes.NewReader(b), io.Discard}, func(k key) (Listener, error) {
 			if !bytes.Contains(b, append([]byte(keyMagic), k[:]...)) {

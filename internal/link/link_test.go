@@ -365,10 +365,10 @@ func TestGreeting(t *testing.T) {
 		name, answer, want string
 		is                 error
 	}{
-		{"no common version", answer(7, 9, 0), "speaks 7 to 9, this one 2 to 2", ErrVersion},
-		{"chosen what we do not speak", answer(1, 1, 1), "this one 2 to 2", ErrVersion},
+		{"no common version", answer(7, 9, 0), "speaks 7 to 9, this one 3 to 3", ErrVersion},
+		{"chosen what we do not speak", answer(1, 1, 1), "this one 3 to 3", ErrVersion},
 		{"not our protocol", "SSH-2.0-OpenSSH_9.2p1", "instead of", nil},
-		{"cut short", answer(2, 2, 2)[:9], "unexpected EOF", io.ErrUnexpectedEOF},
+		{"cut short", answer(3, 3, 3)[:9], "unexpected EOF", io.ErrUnexpectedEOF},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a, b := conns(t)
@@ -390,12 +390,12 @@ func TestGreeting(t *testing.T) {
 	})
 	t.Run("client of the future", func(t *testing.T) {
 		a, b := conns(t)
-		a.Write([]byte(helloMagic + "\x00\x03\x00\x05"))
-		if _, err := Serve(b); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "3 to 5") {
+		a.Write([]byte(helloMagic + "\x00\x04\x00\x06"))
+		if _, err := Serve(b); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "4 to 6") {
 			t.Errorf("got %v", err)
 		}
 		got := make([]byte, serverHello)
-		if _, err := io.ReadFull(a, got); err != nil || string(got) != answer(2, 2, 0) {
+		if _, err := io.ReadFull(a, got); err != nil || string(got) != answer(3, 3, 0) {
 			t.Errorf("answered %q, %v", got, err)
 		}
 	})
@@ -408,7 +408,7 @@ func TestGreeting(t *testing.T) {
 		}
 		defer l.Close()
 		got := make([]byte, serverHello)
-		if _, err := io.ReadFull(a, got); err != nil || string(got) != answer(2, 2, 2) {
+		if _, err := io.ReadFull(a, got); err != nil || string(got) != answer(3, 3, 3) {
 			t.Errorf("answered %q, %v", got, err)
 		}
 	})
@@ -451,11 +451,13 @@ func TestViolations(t *testing.T) {
 		{"credit for nothing", opened + frame(frameCredit, 1, "\x00\x00\x00\x01")},
 		{"short credit", opened + frame(frameCredit, 1, "\x00\x00\x00")},
 		{"stop of a stream to come", frame(frameStop, 5, "")},
+		{"end of a stream", opened + frame(frameEnd, 1, "")},
+		{"end with payload", frame(frameEnd, 0, "x")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a, b := conns(t)
 			go func() { io.Copy(io.Discard, a) }()
-			go func() { a.Write([]byte(helloMagic + "\x00\x02\x00\x02" + tt.bytes)) }()
+			go func() { a.Write([]byte(helloMagic + "\x00\x03\x00\x03" + tt.bytes)) }()
 			l, err := Serve(b)
 			if err != nil {
 				t.Fatal(err)
@@ -645,6 +647,7 @@ func FuzzSession(f *testing.F) {
 	f.Add([]byte(frame(frameData, 1, "hello") + frame(frameCredit, 1, "\x00\x00\x00\x05") + frame(frameStop, 1, "")))
 	long := frame(frameData, 1, strings.Repeat("x", smallRing+1))
 	f.Add([]byte(frame(frameOpen, 1, string(h)) + frame(frameData, 1, "hello") + long + frame(frameFin, 1, "")))
+	f.Add([]byte(frame(frameOpen, 1, string(h)) + frame(frameEnd, 0, "") + frame(frameData, 1, "hello")))
 	f.Add([]byte(long + frame(frameData, 1, "hello") + frame(frameFin, 1, "")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, client := range []bool{false, true} {

@@ -19,6 +19,7 @@ const (
 	frameFin    = 3 // the sender will send no more data on the stream
 	frameStop   = 4 // the sender will read no more of the stream
 	frameCredit = 5 // payload: how many more bytes may be sent
+	frameEnd    = 6 // the client leaves and the connection stays; the server answers with the same
 
 	frameHeader = 8
 	// maxPayload is how much data a frame may have: as much as a process can
@@ -40,6 +41,9 @@ const (
 // breaks the rules.
 var errProtocol = errors.New("link protocol violated")
 
+// errLeft is why a session ended that the client has left.
+var errLeft = fmt.Errorf("%w: the client has left", net.ErrClosed)
+
 // session is one end of a multiplexed byte stream.
 type session struct {
 	conn   io.ReadWriteCloser
@@ -57,6 +61,7 @@ type session struct {
 	streams map[uint32]*stream // guarded by mu
 	last    uint32             // guarded by mu; highest stream id so far
 	control []byte             // guarded by mu; whole frames that go first
+	leaving bool               // guarded by mu; frameEnd was queued, after which nothing is sent
 	ready   []*stream          // guarded by mu; streams that have something to send
 	sending *stream            // guarded by mu; whose bytes from a pipe send is sending
 }
@@ -129,7 +134,11 @@ func newSession(conn io.ReadWriteCloser, r *bufio.Reader, client bool) *session 
 		s.accept = make(chan accepted, maxStreams)
 	}
 	// Both end when the session does; Close waits for them.
-	s.work.Go(func() { s.end(s.receive()) })
+	s.work.Go(func() {
+		if err := s.receive(); err != nil { // else the sender has the last word
+			s.end(err)
+		}
+	})
 	s.work.Go(func() { s.end(s.send()) })
 	return s
 }
@@ -144,7 +153,41 @@ func (s *session) end(err error) {
 	s.err = err
 	close(s.done)
 	s.wake.Broadcast()
-	_ = s.conn.Close()
+	if !s.client || !errors.Is(err, errLeft) {
+		_ = s.conn.Close()
+	}
+}
+
+// Leave ends a link of Client's, but not its connection, which is the caller's
+// again. When it returns without an error, the other side reads nothing of the
+// connection but the greeting of the next client. After an error the connection
+// is closed.
+func Leave(ctx context.Context, o Opener) error {
+	s, ok := o.(*session)
+	if !ok || !s.client {
+		return errors.New("leave link: it is no client's end of a multiplexed one")
+	}
+	s.mu.Lock()
+	s.leave()
+	s.mu.Unlock()
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+		s.end(context.Cause(ctx))
+	}
+	s.work.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !errors.Is(s.err, errLeft) {
+		return fmt.Errorf("leave link: %w", s.err)
+	}
+	return nil
+}
+
+// leave queues the last frame. s.mu is held.
+func (s *session) leave() {
+	s.queue(frameEnd, 0, nil)
+	s.leaving = true
 }
 
 // Close implements Opener and Listener.
@@ -170,6 +213,8 @@ func (s *session) Open(ctx context.Context, h Header) (Stream, error) {
 		return nil, fmt.Errorf("open stream: link ended: %w", s.err)
 	case !s.client:
 		return nil, errors.New("open stream: only the client's end can")
+	case s.leaving:
+		return nil, fmt.Errorf("open stream: link ended: %w", errLeft)
 	case len(s.streams) >= maxStreams:
 		return nil, fmt.Errorf("open stream: %d are open", maxStreams)
 	case s.last == ^uint32(0):
@@ -206,6 +251,9 @@ func appendFrame(b []byte, kind byte, id uint32, length int) []byte {
 // queue queues a frame other than data. What is queued is bounded by what this
 // side does: the other side cannot make it grow. s.mu is held.
 func (s *session) queue(kind byte, id uint32, payload []byte) {
+	if s.leaving {
+		return
+	}
 	s.control = append(appendFrame(s.control, kind, id, len(payload)), payload...)
 	s.wake.Signal()
 }
@@ -241,7 +289,10 @@ func (s *session) next(buf []byte) (_ []byte, taken Taken, _ error) {
 		s.sending.writable.notify()
 		s.sending = nil
 	}
-	for s.err == nil && len(s.control) == 0 && len(s.ready) == 0 {
+	for s.err == nil && len(s.control) == 0 && (len(s.ready) == 0 || s.leaving) {
+		if s.leaving && !s.client {
+			return nil, nil, errLeft // the last frame has been written
+		}
 		s.wake.Wait()
 	}
 	if s.err != nil {
@@ -249,7 +300,7 @@ func (s *session) next(buf []byte) (_ []byte, taken Taken, _ error) {
 	}
 	buf = append(buf, s.control...)
 	s.control = s.control[:0]
-	for len(s.ready) > 0 && len(buf) < batch && taken == nil {
+	for len(s.ready) > 0 && len(buf) < batch && taken == nil && !s.leaving {
 		st := s.ready[0]
 		s.ready = s.ready[1:]
 		st.queued = false
@@ -258,8 +309,9 @@ func (s *session) next(buf []byte) (_ []byte, taken Taken, _ error) {
 	return buf, taken, nil
 }
 
-// receive handles frames until the session ends. It never waits for anything
-// but the connection.
+// receive handles frames until the session ends, or the client says that it does:
+// then it returns nil and reads no more. It never waits for anything but the
+// connection.
 func (s *session) receive() error {
 	var h [frameHeader]byte
 	for {
@@ -275,6 +327,8 @@ func (s *session) receive() error {
 			err = s.receiveData(id, length)
 		case frameFin, frameStop, frameCredit:
 			err = s.receiveControl(kind, id, length)
+		case frameEnd:
+			return s.receiveEnd(id, length)
 		default:
 			err = fmt.Errorf("%w: frame of type %d", errProtocol, kind)
 		}
@@ -282,6 +336,21 @@ func (s *session) receive() error {
 			return err
 		}
 	}
+}
+
+// receiveEnd answers the client's last frame, or ends the session with the
+// server's.
+func (s *session) receiveEnd(id uint32, length int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if id != 0 || length != 0 || s.client != s.leaving {
+		return fmt.Errorf("%w: the session ends on stream %d, with %d bytes", errProtocol, id, length)
+	}
+	if s.client {
+		return errLeft
+	}
+	s.leave()
+	return nil
 }
 
 func (s *session) receiveOpen(id uint32, length int) error {

@@ -277,17 +277,17 @@ func TestFaultyLink(t *testing.T) {
 		{"says nothing", func(m *sandboxtest.Machine) { <-m.Done() }, "did not answer"},
 		{"hangs up", func(m *sandboxtest.Machine) { _ = m.Port.Close() }, "link"},
 		{"machine dies", func(m *sandboxtest.Machine) { m.End(sandboxtest.ErrKilled) }, sandboxtest.ErrKilled.Error()},
-		{"greets with half a word", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(2)[:5]); <-m.Done() }, "did not answer"},
-		{"greets with half a word and hangs up", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(2)[:5]); _ = m.Port.Close() }, "link"},
+		{"greets with half a word", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(3)[:5]); <-m.Done() }, "did not answer"},
+		{"greets with half a word and hangs up", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(3)[:5]); _ = m.Port.Close() }, "link"},
 		{"greets with garbage", func(m *sandboxtest.Machine) { _, _ = io.CopyN(m.Port, rand.Reader, 1<<20); <-m.Done() }, "link"},
 		{"greets with a nasty text", func(m *sandboxtest.Machine) { _, _ = m.Port.Write([]byte(nasty)); <-m.Done() }, "link"},
 		{"speaks another version", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(77)); <-m.Done() }, "version"},
-		{"greets and is silent", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(2)); <-m.Done() }, "did not answer"},
-		{"greets and hangs up", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(2)); _ = m.Port.Close() }, "link"},
-		{"greets and dies", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(2)); m.End(sandboxtest.ErrKilled) }, sandboxtest.ErrKilled.Error()},
-		{"greets and floods", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(2)); _, _ = io.Copy(m.Port, rand.Reader) }, "link"},
+		{"greets and is silent", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(3)); <-m.Done() }, "did not answer"},
+		{"greets and hangs up", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(3)); _ = m.Port.Close() }, "link"},
+		{"greets and dies", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(3)); m.End(sandboxtest.ErrKilled) }, sandboxtest.ErrKilled.Error()},
+		{"greets and floods", func(m *sandboxtest.Machine) { _, _ = m.Port.Write(hello(3)); _, _ = io.Copy(m.Port, rand.Reader) }, "link"},
 		{"greets and opens streams itself", func(m *sandboxtest.Machine) {
-			_, _ = m.Port.Write(append(hello(2), 1, 0, 0, 1, 0, 0, 0, 1, 1))
+			_, _ = m.Port.Write(append(hello(3), 1, 0, 0, 1, 0, 0, 0, 1, 1))
 			<-m.Done()
 		}, "link"},
 	} {
