@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -16,6 +15,9 @@ import (
 
 // ownGroups keeps our groups of interfaces apart from those that people number.
 const ownGroups = 1 << 30
+
+// maxNICs is how many network devices a machine can have.
+const maxNICs = 256
 
 // Attachment is the junction of a namespace with a virtual machine. It is used by
 // one goroutine at a time; that of Follow is one, until its end.
@@ -32,7 +34,7 @@ type Attachment struct {
 type nic struct {
 	file *os.File         // of the tap
 	tap  string           // its name
-	mac  net.HardwareAddr // of the guest's device
+	mac  net.HardwareAddr // of the guest's device, not of its interface
 
 	// The interface that is joined to it; 0 and empty: none.
 	index int
@@ -44,7 +46,7 @@ type NIC struct {
 	// Tap is the open tap device, with virtio-net headers. It is the
 	// attachment's, and gone when the last process has closed it.
 	Tap *os.File
-	// MAC is the address that the guest's device must have.
+	// MAC is the address that the guest's device must have: DeviceMAC.
 	MAC string
 }
 
@@ -83,7 +85,7 @@ func (a *Attachment) attach(least int) error {
 		if err := checkLink(l); err != nil {
 			return err
 		}
-		n, err := a.addNIC(l.Attrs().HardwareAddr)
+		n, err := a.addNIC()
 		if err != nil {
 			return err
 		}
@@ -92,12 +94,7 @@ func (a *Attachment) attach(least int) error {
 		}
 	}
 	for len(a.nics) < least {
-		mac := make(net.HardwareAddr, 6)
-		if _, err := rand.Read(mac); err != nil {
-			return fmt.Errorf("hardware address: %w", err)
-		}
-		mac[0] = mac[0]&^1 | 2 // of one device, administered locally
-		if _, err := a.addNIC(mac); err != nil {
+		if _, err := a.addNIC(); err != nil {
 			return err
 		}
 	}
@@ -111,13 +108,25 @@ func checkLink(l netlink.Link) error {
 	return nil
 }
 
+// DeviceMAC is the hardware address that a machine gives its network device with
+// the number i, from 0, by which the guest finds it. It is the same in all machines,
+// as that of a restored one cannot be another than when it was saved. What the
+// interface has, the guest sets.
+func DeviceMAC(i int) net.HardwareAddr {
+	// Of one device, administered locally.
+	return net.HardwareAddr{0x02, 'k', 'a', 't', 'a', byte(i)}
+}
+
 // addNIC makes a device that is not joined to anything.
-func (a *Attachment) addNIC(mac net.HardwareAddr) (*nic, error) {
+func (a *Attachment) addNIC() (*nic, error) {
+	if len(a.nics) == maxNICs {
+		return nil, fmt.Errorf("more than %d interfaces: %w", maxNICs, ErrUnsupported)
+	}
 	f, name, err := openTap()
 	if err != nil {
 		return nil, err
 	}
-	n := &nic{file: f, tap: name, mac: mac}
+	n := &nic{file: f, tap: name, mac: DeviceMAC(len(a.nics))}
 	a.nics = append(a.nics, n)
 	tap, err := netlink.LinkByName(name)
 	if err == nil {

@@ -220,10 +220,10 @@ neigh add fd00:99::9 lladdr ee:ee:ee:ee:ee:e6 dev eth0 nud permanent
 	}
 	want := &agentv1.Network{
 		Interfaces: []*agentv1.Interface{
-			{Name: "eth0", Mac: podMAC, Device: podMAC, Mtu: 1400, Addresses: []*agentv1.Address{
+			{Name: "eth0", Mac: podMAC, Device: DeviceMAC(0).String(), Mtu: 1400, Addresses: []*agentv1.Address{
 				{Prefix: podIP + "/24", Broadcast: "10.99.0.255"}, {Prefix: "fd00:99::2/64"},
 			}},
-			{Name: "net1", Mac: mac1, Device: mac1, Mtu: 1400, Addresses: []*agentv1.Address{
+			{Name: "net1", Mac: mac1, Device: DeviceMAC(1).String(), Mtu: 1400, Addresses: []*agentv1.Address{
 				{Prefix: "10.98.0.2/24", Broadcast: "10.98.0.255"}, {Prefix: "10.97.0.2/32", Peer: "10.97.0.1/32"},
 			}},
 		},
@@ -463,8 +463,8 @@ func TestFrames(t *testing.T) {
 	must(t, err)
 	defer a.Close()
 	nic := a.NICs()[0]
-	if nic.MAC != podMAC {
-		t.Errorf("got MAC %s, want %s", nic.MAC, podMAC)
+	if want := DeviceMAC(0).String(); nic.MAC != want {
+		t.Errorf("got MAC %s, want %s", nic.MAC, want)
 	}
 	guest := &station{t: t, tap: nic.Tap, mac: parseMAC(t, podMAC), ip: netip.MustParseAddr(podIP)}
 	reply := guest.arp(netip.MustParseAddr(peerIP))

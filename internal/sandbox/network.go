@@ -33,7 +33,7 @@ type joint struct {
 // attachNetwork joins the namespace to the devices of the machine to be.
 func (s *Sandbox) attachNetwork(ctx context.Context, o BootOptions, cfg *vmm.Config) error {
 	if o.NetNS == "" {
-		cfg.NICs = []vmm.NIC{{}}
+		cfg.NICs = []vmm.NIC{{MAC: network.DeviceMAC(0).String()}}
 		return nil
 	}
 	ctx, end := timeline.Begin(ctx, "network")

@@ -607,8 +607,8 @@ type Interface struct {
 	Mac       string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
 	Mtu       uint32                 `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	Addresses []*Address             `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	// Hardware address that the machine has given the device: how the agent
-	// finds it. Empty: mac.
+	// Hardware address that the machine has given the device, which tells its number
+	// in the machine: how the agent finds it. Empty: mac.
 	Device        string `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
