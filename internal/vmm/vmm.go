@@ -66,6 +66,14 @@ type Config struct {
 	NetNS *os.File
 	// VsockCID is the guest's context id, 0 for no vsock device.
 	VsockCID uint32
+	// Memory, when set, is a file of MemoryMiB that holds the guest's memory: the
+	// machine can be saved. With State it is only read, and may be open for
+	// reading only; the guest's changes are the machine's own.
+	Memory *os.File
+	// State, when set, is what Saver.Save has written: the machine is a copy of
+	// that one and goes on where it was stopped. All of Config but ID, Dir, files
+	// and MACs has to be as it was there. The guest still has the MACs of then.
+	State *os.File
 	// Cgroup, when set, is called in the child's place: it receives the pid
 	// of each process the driver starts, before its first use, and puts it
 	// into the sandbox's host cgroup.
@@ -133,6 +141,13 @@ type Exit struct {
 	// guest's console. Both are raw: quote them before they are printed.
 	Stderr, Console []byte
 	At              time.Time
+}
+
+// Saver is implemented by machines of drivers that can save them.
+type Saver interface {
+	// Save stops the machine, whose Config has to have Memory, and writes the
+	// state of its devices to the file. Afterwards it can only be killed.
+	Save(ctx context.Context, state *os.File) error
 }
 
 // Machine is one virtual machine.

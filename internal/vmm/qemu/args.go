@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -68,6 +69,9 @@ func arguments(c vmm.Config, b backends) commandLine {
 	l.add("-accel", accel(c), "-cpu", cpu(c), "-smp", strconv.Itoa(c.CPUs))
 	l.add("-m", strconv.Itoa(c.MemoryMiB), "-object", memory(c))
 	l.add("-rtc", "base=utc")
+	if c.State != nil {
+		l.add("-incoming", "defer")
+	}
 	l.add("-kernel", c.Kernel, "-initrd", c.Initrd)
 	l.add("-append", strings.TrimSpace(params+" "+c.KernelParams))
 
@@ -79,7 +83,7 @@ func arguments(c vmm.Config, b backends) commandLine {
 	l.add("-device", "virtserialport,bus=serial.0,chardev=agent,name="+agentPort)
 
 	l.add("-device", "virtio-rng"+bus)
-	l.add("-device", "virtio-balloon"+bus+",free-page-reporting=on")
+	l.add("-device", "virtio-balloon"+bus+balloonOptions(c))
 	l.add("-device", "virtio-scsi"+bus+",id=scsi")
 	l.share(c.Share, bus, b.virtiofs)
 	for i, n := range c.NICs {
@@ -89,6 +93,15 @@ func arguments(c vmm.Config, b backends) commandLine {
 		l.add("-device", fmt.Sprintf("vhost-vsock%s,guest-cid=%d,vhostfd=%s", bus, c.VsockCID, l.fd(b.vhostVsock)))
 	}
 	return l
+}
+
+// balloonOptions: what the guest reports as free goes back to the host. Not from
+// a file's private copy: QEMU would punch holes into the file instead.
+func balloonOptions(c vmm.Config) string {
+	if c.Memory != nil {
+		return ""
+	}
+	return ",free-page-reporting=on"
 }
 
 func (l *commandLine) share(s vmm.Share, bus string, virtiofs *os.File) {
@@ -151,8 +164,17 @@ func cpu(c vmm.Config) string {
 	return "max,erms=off"
 }
 
+// memoryPath is where QEMU asks for the memory that it has a copy of. Nothing is
+// there: it is lent the open file.
+const memoryPath = "/memory"
+
 func memory(c vmm.Config) string {
-	if c.Share.Socket != "" {
+	switch {
+	case c.State != nil:
+		return fmt.Sprintf("memory-backend-file,id=ram,share=off,mem-path=%s,size=%dM", memoryPath, c.MemoryMiB)
+	case c.Memory != nil:
+		return fmt.Sprintf("memory-backend-file,id=ram,share=on,mem-path=%s,size=%dM", escape(c.Memory.Name()), c.MemoryMiB)
+	case c.Share.Socket != "":
 		return fmt.Sprintf("memory-backend-memfd,id=ram,share=on,size=%dM", c.MemoryMiB)
 	}
 	return fmt.Sprintf("memory-backend-ram,id=ram,size=%dM", c.MemoryMiB)
@@ -180,6 +202,10 @@ func validate(c vmm.Config) error {
 		return fmt.Errorf("%d network devices: a microvm has room for %d; set hypervisor.machine_type to \"q35\" or \"auto\"", len(c.NICs), vmm.MicrovmNICs)
 	case c.Share != (vmm.Share{}) && (c.Share.Tag == "" || len(c.Share.Tag) > maxTag):
 		return fmt.Errorf("mount tag %q of the share does not have 1 to %d characters", c.Share.Tag, maxTag)
+	case c.Memory != nil && c.Share.Socket != "":
+		return errors.New("a machine with virtio-fs cannot be saved or restored")
+	case c.State != nil && c.Memory == nil:
+		return errors.New("a saved state without its memory")
 	case c.VsockCID == 1 || c.VsockCID == 2 || c.VsockCID == 1<<32-1:
 		return fmt.Errorf("vsock context id %d is reserved", c.VsockCID)
 	}

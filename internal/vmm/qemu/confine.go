@@ -29,6 +29,9 @@ func capabilities(c vmm.Config) []string {
 // serves reports whether QEMU serves the share itself, by 9p.
 func serves(c vmm.Config) bool { return c.Share.Socket == "" && c.Share.Path != "" }
 
+// saves reports whether QEMU opens the memory's file itself, to fill it.
+func saves(c vmm.Config) bool { return c.Memory != nil && c.State == nil }
+
 // access returns what QEMU may open: programs, libraries and firmware, the
 // guest's kernel and initrd, and, when it serves it, the share.
 func access(c vmm.Config) *supervise.Access {
@@ -50,6 +53,9 @@ func access(c vmm.Config) *supervise.Access {
 	if serves(c) {
 		a.Write = append(a.Write, c.Share.Path)
 	}
+	if saves(c) {
+		a.Write = append(a.Write, c.Memory.Name())
+	}
 	return a
 }
 
@@ -62,9 +68,9 @@ func root(c vmm.Config) *supervise.Root { return &supervise.Root{Proc: serves(c)
 const firstUID = 0x70000000
 
 // user returns whom QEMU runs as: nobody else, unless it has to be root to
-// serve the share, or because a file that it needs is open to root only.
+// serve the share or fill the memory's file, or because a file that it needs is open to root only.
 func user(c vmm.Config) *supervise.User {
-	if serves(c) {
+	if serves(c) || saves(c) {
 		return nil
 	}
 	for path, need := range map[string]os.FileMode{c.Binary: 0o5, c.Kernel: 0o4, c.Initrd: 0o4} {

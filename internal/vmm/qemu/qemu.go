@@ -48,6 +48,7 @@ type Machine struct {
 	monitor *qmp.Client        // from Start on
 	agent   net.Conn           // until it is asked for
 	disks   map[string]*disk   // by id
+	moved   chan string        // how a migration ended; buffered
 	killed  bool               // Kill came before QEMU's end was seen
 	reason  string             // of QEMU's last SHUTDOWN event
 	exit    vmm.Exit           // written before done is closed
@@ -72,6 +73,7 @@ func New(cfg vmm.Config, log *slog.Logger) (vmm.Machine, error) {
 		console: tail.New(consoleBytes),
 		done:    make(chan struct{}),
 		disks:   make(map[string]*disk),
+		moved:   make(chan string, 1),
 	}, nil
 }
 
@@ -117,6 +119,9 @@ func (m *Machine) start(ctx context.Context) error {
 		// Its network are the taps, which are open.
 		NoNetwork: m.cfg.NetNS == nil,
 		NetNS:     m.cfg.NetNS,
+	}
+	if m.cfg.State != nil {
+		command.Lend = &supervise.Lend{Path: memoryPath, File: m.cfg.Memory}
 	}
 	if m.cfg.Unprivileged {
 		command.KeepCaps = capabilities(m.cfg)
@@ -185,6 +190,11 @@ func (m *Machine) run(ctx context.Context, conn *net.UnixConn) error {
 	m.mu.Lock()
 	m.monitor = monitor
 	m.mu.Unlock()
+	if m.cfg.State != nil {
+		if err := m.restore(ctx, monitor); err != nil {
+			return err
+		}
+	}
 	defer timeline.Step(ctx, "run the guest")()
 	_, err = monitor.Execute(ctx, qmp.Command{Name: "cont"})
 	return err
@@ -203,6 +213,8 @@ func (m *Machine) event(e qmp.Event) {
 			m.reason = data.Reason
 			m.mu.Unlock()
 		}
+	case "MIGRATION":
+		m.migration(e.Data)
 	case "DEVICE_DELETED":
 		m.deviceDeleted(e.Data)
 	}

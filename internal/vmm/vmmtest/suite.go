@@ -33,6 +33,8 @@ func Run(t *testing.T, d Driver) {
 		{"StartIsCancelled", testStartIsCancelled},
 		{"VirtioFS", testVirtioFS},
 		{"Tap", testTap},
+		{"Clone", testClone},
+		{"CannotRestore", testCannotRestore},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			before := resources(t)
