@@ -1,0 +1,229 @@
+package template
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockPoll is how often one that waits for another maker looks again.
+const lockPoll = 50 * time.Millisecond
+
+// Make makes a template, unless it is there. boot boots the machine with the file
+// as its memory, shared, and saves its state; it returns when the machine has
+// ended. One template is made at a time; the error wraps ErrBusy when another
+// process is about to make this one. Failures are remembered, see Wanted.
+func (s Store) Make(ctx context.Context, info Info, boot func(ctx context.Context, memory, state *os.File) error) error {
+	if err := s.make(ctx, info, boot); err != nil {
+		if !errors.Is(err, ErrBusy) && ctx.Err() == nil {
+			_ = os.WriteFile(s.path(info.Key+failedSuffix), []byte(err.Error()), 0o600)
+		}
+		return fmt.Errorf("make template %s: %w", info.Key, err)
+	}
+	_ = os.Remove(s.path(info.Key + failedSuffix))
+	return nil
+}
+
+func (s Store) make(ctx context.Context, info Info, boot func(ctx context.Context, memory, state *os.File) error) (err error) {
+	if !validKey(info.Key) {
+		return errors.New("not a key")
+	}
+	if err := os.MkdirAll(s.Dir, 0o755); err != nil {
+		return err
+	}
+	mine, err := tryLock(s.path(".lock-" + info.Key))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// By name first: who locks a file that has no name has locked nothing.
+		_ = os.Remove(mine.Name())
+		_ = mine.Close()
+	}()
+	all, err := lock(ctx, s.path(".lock"))
+	if err != nil {
+		return err
+	}
+	defer all.Close()
+	if t, err := s.open(info.Key); err == nil {
+		return t.Close()
+	}
+	if err := s.remove(tmpPrefix + info.Key); err != nil { // of one that crashed
+		return err
+	}
+	defer func() { err = errors.Join(err, s.remove(tmpPrefix+info.Key)) }()
+	tmp := s.path(tmpPrefix + info.Key)
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		return err
+	}
+	if err := s.fill(ctx, tmp, info, boot); err != nil {
+		return err
+	}
+	if err := s.remove(info.Key); err != nil { // it is not sound
+		return err
+	}
+	if err := os.Rename(tmp, s.path(info.Key)); err != nil {
+		return err
+	}
+	return s.expire(info.Key)
+}
+
+// fill writes the files of a template and waits until they are on the disk.
+func (s Store) fill(ctx context.Context, dir string, info Info, boot func(ctx context.Context, memory, state *os.File) error) error {
+	memory, err := create(filepath.Join(dir, memoryFile))
+	if err != nil {
+		return err
+	}
+	defer memory.Close()
+	state, err := create(filepath.Join(dir, stateFile))
+	if err != nil {
+		return err
+	}
+	defer state.Close()
+	if err := memory.Truncate(int64(info.MemoryMiB) << 20); err != nil {
+		return err
+	}
+	if err := boot(ctx, memory, state); err != nil {
+		return err
+	}
+	if _, err := state.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if info.StateSum, err = sumOf(state); err != nil {
+		return fmt.Errorf("read state: %w", err)
+	}
+	if info.MemorySum, err = sparseSum(memory); err != nil {
+		return fmt.Errorf("read memory: %w", err)
+	}
+	info.Created = time.Now().UTC()
+	text, err := json.MarshalIndent(info, "", "\t")
+	if err != nil {
+		return err
+	}
+	about, err := create(filepath.Join(dir, infoFile))
+	if err != nil {
+		return err
+	}
+	_, err = about.Write(text)
+	return errors.Join(err, about.Sync(), about.Close(), memory.Sync(), state.Sync())
+}
+
+// remove removes an entry of the store with all that is in it.
+func (s Store) remove(name string) error {
+	root, err := os.OpenRoot(s.Dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return root.RemoveAll(name)
+}
+
+func create(name string) (*os.File, error) {
+	return os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+// tryLock locks a file that goes when the lock does.
+func tryLock(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return f, nil
+	}
+	_ = f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, ErrBusy
+	}
+	return nil, fmt.Errorf("lock %s: %w", name, err)
+}
+
+// lock waits for a lock.
+func lock(ctx context.Context, name string) (*os.File, error) {
+	for {
+		f, err := tryLock(name)
+		if !errors.Is(err, ErrBusy) {
+			return f, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the maker of another template: %w", ctx.Err())
+		case <-time.After(lockPoll):
+		}
+	}
+}
+
+// Wanted tells whether it is worth a try to make the template: it is not there, is
+// not being made, and did not fail a short time ago.
+func (s Store) Wanted(key string) bool {
+	if info, err := os.Stat(s.path(key + failedSuffix)); err == nil && time.Since(info.ModTime()) < retryAfter {
+		return false
+	}
+	f, err := os.Open(s.path(".lock-" + key))
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil
+}
+
+// failure is why the template could not be made.
+func (s Store) failure(key string) error {
+	text, err := os.ReadFile(s.path(key + failedSuffix))
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("could not be made: %s", text)
+}
+
+func sumOf(r io.Reader) (string, error) {
+	h := sha256.New()
+	if _, err := io.Copy(h, r); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// sumBlock is what sparseSum reads at once, in bytes.
+const sumBlock = 64 << 10
+
+// sparseSum is a sum of what there is in a file, and where. Whether zeros are
+// stored or a hole makes no difference.
+func sparseSum(f *os.File) (string, error) {
+	h := sha256.New()
+	block := make([]byte, sumBlock)
+	for pos := int64(0); ; pos += sumBlock {
+		start, err := f.Seek(pos, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return hex.EncodeToString(h.Sum(nil)), nil
+		}
+		if err != nil {
+			return "", err
+		}
+		pos = max(pos, start&^(sumBlock-1))
+		n, err := f.ReadAt(block, pos)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return "", err
+		}
+		if bytes.Trim(block[:n], "\x00") != nil {
+			_, _ = h.Write(binary.BigEndian.AppendUint64(nil, uint64(pos)))
+			_, _ = h.Write(block[:n])
+		}
+	}
+}
