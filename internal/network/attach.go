@@ -8,6 +8,7 @@ import (
 	"os"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/thread"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -75,6 +76,22 @@ func Attach(ctx context.Context, path string, least int) (*Attachment, error) {
 	return a, nil
 }
 
+// Idle makes devices that are joined to nothing and never will be, in a namespace
+// that goes with them.
+func Idle(n int) (*Attachment, error) {
+	a := &Attachment{}
+	err := thread.Run(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		return a.spare(n)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make network devices: %w", errors.Join(err, a.Close()))
+	}
+	return a, nil
+}
+
 // attach runs in the namespace.
 func (a *Attachment) attach(least int) error {
 	links, err := findLinks()
@@ -93,6 +110,11 @@ func (a *Attachment) attach(least int) error {
 			return err
 		}
 	}
+	return a.spare(least)
+}
+
+// spare adds devices for interfaces to come until there are enough.
+func (a *Attachment) spare(least int) error {
 	for len(a.nics) < least {
 		if _, err := a.addNIC(); err != nil {
 			return err
@@ -381,18 +403,17 @@ func redirect(from, to netlink.Link) error {
 // Close takes the junction apart and leaves the namespace as it was. A
 // namespace whose interfaces have been removed meanwhile is no error.
 func (a *Attachment) Close() error {
-	if a.ns == nil {
-		return nil
-	}
 	var errs []error
-	if len(a.nics) > 0 {
+	if a.ns != nil && len(a.nics) > 0 {
 		errs = append(errs, inNS(a.ns, a.detach))
 	}
 	for _, n := range a.nics {
 		errs = append(errs, n.file.Close())
 	}
-	errs = append(errs, a.ns.Close())
-	a.ns = nil
+	if a.ns != nil {
+		errs = append(errs, a.ns.Close())
+	}
+	a.ns, a.nics = nil, nil
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach network: %w", err)
 	}
