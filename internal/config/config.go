@@ -7,6 +7,7 @@ package config
 // Default.
 type Config struct {
 	Hypervisor Hypervisor `toml:"hypervisor"`
+	Factory    Factory    `toml:"factory"`
 	Runtime    Runtime    `toml:"runtime"`
 	Network    Network    `toml:"network"`
 }
@@ -45,6 +46,13 @@ type Hypervisor struct {
 	Vsock string `toml:"vsock"`
 	// VhostNet is "auto", "on" or "off".
 	VhostNet string `toml:"vhost_net"`
+}
+
+// Factory says what is made ahead of a sandbox.
+type Factory struct {
+	// EnableTemplate: sandboxes are made from saved machines. The first one of its
+	// kind boots, and a template of it is made meanwhile.
+	EnableTemplate bool `toml:"enable_template"`
 }
 
 // Runtime says where things are and how long they may take.
@@ -91,6 +99,7 @@ func Default() Config {
 			Vsock:          "auto",
 			VhostNet:       "auto",
 		},
+		Factory: Factory{EnableTemplate: false},
 		Runtime: Runtime{
 			StateDir:      "/run/kata",
 			DataDir:       "/var/lib/kata",

@@ -53,9 +53,13 @@ func Open(o Options) (*sandbox.Sandbox, *slog.Logger, error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, o.HostMounts.Close())
 	}
+	var saved sandbox.Templates
+	if conf.Factory.EnableTemplate {
+		saved = templates{conf: conf, store: Store(conf)}
+	}
 	sb, err := sandbox.New(sandbox.Options{
 		ID: o.ID, Config: conf, Log: log, HostMounts: o.HostMounts,
-		Image: images.Ensure,
+		Image: images.Ensure, Templates: saved,
 		Accel: func(ctx context.Context) vmm.Accel { return detectAccel(ctx, conf, log) },
 		NewMachine: func(c vmm.Config, l *slog.Logger) (vmm.Machine, error) {
 			path, err := qemu.Path(c.Binary)

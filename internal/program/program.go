@@ -19,6 +19,13 @@ func Find(name string) (string, error) {
 	return find(filepath.Dir(self), name)
 }
 
+// Environment is what a program of ours gets that is started by another one:
+// nothing of the caller's surroundings, which may be anything, as what is started
+// from there (CNI plugins, hooks) runs as root.
+func Environment() []string {
+	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+}
+
 func find(dir, name string) (string, error) {
 	places := []string{filepath.Join(dir, name), filepath.Join(dir, "../libexec/kata", name)}
 	for _, p := range places {

@@ -94,9 +94,7 @@ func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
 	cmd := exec.Command(path, "--id", o.ID, "--config", configPath)
 	cmd.ExtraFiles = []*os.File{readyW, ownerR, mounts}
 	cmd.Dir = "/"
-	// Nothing of the caller's surroundings: it may be anything, and what is
-	// started from there (CNI plugins, hooks) runs as root.
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Env = program.Environment()
 	if err := unix.CloseRange(firstForeignFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("start kata-proxy: keep descriptors to ourselves: %w", err)
 	}

@@ -22,6 +22,7 @@ func Main(args []string) int {
 	fs := flag.NewFlagSet("kata-proxy", flag.ContinueOnError)
 	id := fs.String("id", "", "id of the sandbox")
 	path := fs.String("config", "", "path of the configuration file")
+	template := fs.Bool(owner.TemplateFlag, false, "make the template of the request on standard input")
 	tell := fs.Bool("version", false, "print the version")
 	if err := fs.Parse(args); err != nil {
 		return 2
@@ -33,6 +34,9 @@ func Main(args []string) int {
 	if err := sandbox.SilenceRPC(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
+	}
+	if *template {
+		return owner.MakerMain()
 	}
 	ready := os.NewFile(readyFD, "ready")
 	caller := os.NewFile(ownerFD, "owner")

@@ -28,8 +28,6 @@ import (
 )
 
 const (
-	// shareTag names the shared directory to the guest.
-	shareTag = "kata"
 	// hostOverheadMiB is what kata-proxy, the VMM (translated code included)
 	// and the file server may use beside the guest's memory.
 	hostOverheadMiB = 512
@@ -59,6 +57,20 @@ type BootOptions struct {
 	// Pod makes the sandbox itself a pod; nil: it is for one container, or for
 	// a pod whose namespaces are those of its first container.
 	Pod *Pod
+	// Save makes Boot save the machine once its agent is at rest, instead of
+	// preparing it for containers. Such a sandbox is of no further use.
+	Save *Save
+}
+
+// Save says which machine to save, and where to.
+type Save struct {
+	// Size of the machine, NICs the number of its network devices.
+	Size resources.VM
+	NICs int
+	// Memory is an empty file of the size of the memory, State an empty one.
+	Memory, State *os.File
+	// Check is called with what the machine is to be.
+	Check func(vmm.Config) error
 }
 
 // Pod is what the containers have of a sandbox that is a pod: namespaces that a
@@ -86,6 +98,11 @@ func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
 	s.booted, s.pod = true, o.Pod
 	s.mu.Unlock()
 	s.saveState()
+	if s.want != nil {
+		if err := s.want(ctx); err != nil {
+			s.log.Warn("no template is made for the next sandbox", "error", err)
+		}
+	}
 	return nil
 }
 
@@ -101,7 +118,7 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if o.Resources != nil && o.Resources.CPU != nil {
 		s.cpus = o.Resources.CPU.Cpus
 	}
-	size := resources.Size(resources.LimitsOf(o.Resources), s.conf.Hypervisor)
+	size := s.size(o)
 	if err := s.makeCgroup(ctx, o); err != nil {
 		return err
 	}
@@ -133,7 +150,11 @@ func (s *Sandbox) bootMachine(ctx context.Context, cfg vmm.Config, o BootOptions
 	if err == nil {
 		err = s.connect(ctx, cfg)
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case o.Save != nil:
+		err = s.save(ctx, o.Save)
+	default:
 		err = s.setupGuest(ctx, o)
 	}
 	if err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
@@ -245,21 +266,30 @@ func (s *Sandbox) makeShare(ctx context.Context) error {
 // machineConfig resolves every choice about the virtual machine.
 func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size resources.VM, o BootOptions) (vmm.Config, error) {
 	h := s.conf.Hypervisor
-	cfg, err := machine.Config(h, img, s.accel, size)
-	if err != nil {
-		return cfg, err
-	}
+	cfg := machine.Config(h, img, s.accel, size)
 	cfg.ID, cfg.Dir, cfg.Unprivileged = s.id, s.dir, true
-	cfg.Share = vmm.Share{Tag: shareTag, Path: s.share.Path()}
-	if h.SharedFS != "9p" {
-		if cfg.Share.Socket, err = s.serveShare(ctx); err != nil {
-			return cfg, fmt.Errorf("virtio-fs: %w", err)
-		}
-	}
+	cfg.Share.Path = s.share.Path()
 	if err := s.attachNetwork(ctx, o, &cfg); err != nil {
 		return cfg, err
 	}
 	cfg.MachineType = machine.Type(h.MachineType, img.Kernel, len(cfg.NICs))
+	if o.Save != nil {
+		cfg.Memory = o.Save.Memory
+		return cfg, o.Save.Check(cfg)
+	}
+	if s.fromTemplate(ctx, &cfg) {
+		return cfg, nil
+	}
+	if err := machine.AddVsock(&cfg, h); err != nil {
+		return cfg, err
+	}
+	if h.SharedFS == "9p" {
+		return cfg, nil
+	}
+	var err error
+	if cfg.Share.Socket, err = s.serveShare(ctx); err != nil {
+		return cfg, fmt.Errorf("virtio-fs: %w", err)
+	}
 	return cfg, nil
 }
 
@@ -350,20 +380,15 @@ func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 	}
 	s.undo.Push("link", func(context.Context) error { g.Close(); return nil })
 	s.guest = g
-	s.background.Go(func() {
-		if g.Wait(s.life) == nil {
-			s.linkLost()
-		}
-	})
-	if s.conf.Runtime.Debug {
-		s.background.Go(func() { g.FollowLog(s.life, s.log) })
-	}
 	s.log.Info("guest is up", "kernel", g.Kernel, "agent_rss_bytes", g.RSS)
 	return nil
 }
 
-// linkLost ends the sandbox after its rpc stream has ended.
-func (s *Sandbox) linkLost() {
+// watchLink ends the sandbox after its rpc stream has ended.
+func (s *Sandbox) watchLink() {
+	if s.guest.Wait(s.life) != nil {
+		return
+	}
 	select {
 	case <-s.machine.Done(): // its watcher knows the better reason
 	case <-s.life.Done():
@@ -374,6 +399,10 @@ func (s *Sandbox) linkLost() {
 
 func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions) error {
 	defer timeline.Step(ctx, "guest set-up")()
+	s.background.Go(s.watchLink)
+	if s.conf.Runtime.Debug {
+		s.background.Go(func() { s.guest.FollowLog(s.life, s.log) })
+	}
 	seed := make([]byte, seedBytes)
 	if _, err := rand.Read(seed); err != nil {
 		return fmt.Errorf("entropy for the guest: %w", err)
@@ -381,7 +410,7 @@ func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions) error {
 	req := &agentv1.SetupSandboxRequest{
 		Id: s.id, Hostname: o.Hostname, ShmBytes: o.ShmBytes, Sysctls: o.Sysctls,
 		TimeUnixNs: time.Now().UnixNano(), Entropy: seed,
-		Storages: []*agentv1.Storage{s.share.Storage(shareTag, spec.GuestShared)},
+		Storages: []*agentv1.Storage{s.share.Storage(machine.ShareTag, spec.GuestShared)},
 	}
 	if s.joint != nil && len(s.joint.Network().GetInterfaces()) > 0 {
 		req.Network = s.joint.Network() // else it is told of spare devices in time

@@ -32,22 +32,30 @@ type joint struct {
 
 // attachNetwork joins the namespace to the devices of the machine to be.
 func (s *Sandbox) attachNetwork(ctx context.Context, o BootOptions, cfg *vmm.Config) error {
-	if o.NetNS == "" {
-		cfg.NICs = []vmm.NIC{{MAC: network.DeviceMAC(0).String()}}
-		return nil
-	}
 	ctx, end := timeline.Begin(ctx, "network")
 	defer end()
 	least := nics
 	if o.LateNetwork {
 		least = lateNICs
 	}
-	at, err := network.Attach(ctx, o.NetNS, least)
+	if o.Save != nil {
+		least = o.Save.NICs
+	}
+	var at *network.Attachment
+	var err error
+	if o.NetNS == "" {
+		// Devices all the same: it is a machine of the same kind then.
+		at, err = network.Idle(least)
+	} else {
+		at, err = network.Attach(ctx, o.NetNS, least)
+	}
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
 	s.undo.Push("network", func(context.Context) error { return at.Close() })
-	s.joint = &joint{Attachment: at}
+	if o.NetNS != "" {
+		s.joint = &joint{Attachment: at}
+	}
 	if o.LateNetwork {
 		cfg.NetNS = at.Namespace()
 	}

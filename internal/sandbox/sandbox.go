@@ -53,7 +53,7 @@ const (
 	lostGrace = time.Second
 )
 
-// Options are what a sandbox is made from. All fields are needed.
+// Options are what a sandbox is made from. All fields are needed but Templates.
 type Options struct {
 	ID     string
 	Config config.Config
@@ -68,6 +68,8 @@ type Options struct {
 	Accel func(context.Context) vmm.Accel
 	// NewMachine is the VMM driver.
 	NewMachine func(vmm.Config, *slog.Logger) (vmm.Machine, error)
+	// Templates of machines; nil: every machine boots.
+	Templates Templates
 }
 
 // Sandbox is one virtual machine with its containers. It is safe for
@@ -95,6 +97,7 @@ type Sandbox struct {
 	disks   *disk.Set // of the machine
 	guest   *guest.Guest
 	accel   vmm.Accel
+	want    func(context.Context) error // a template; nil: there is one, or need not be
 
 	// life ends when the sandbox dies; calls without a deadline hang on it.
 	life       context.Context
@@ -208,7 +211,7 @@ func (s *Sandbox) orDead(err error) error {
 	if err == nil || errors.Is(err, ErrDead) {
 		return err
 	}
-	if _, ok := errors.AsType[*guest.Answer](err); ok {
+	if _, ok := errors.AsType[*guest.AnswerError](err); ok {
 		return err
 	}
 	closed := errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, os.ErrClosed)

@@ -31,18 +31,18 @@ var (
 	ErrLost = errors.New("the link to the guest's agent was lost")
 )
 
-// Answer is an error that the guest answered: its text is the guest's, so it is
+// AnswerError is what the guest answered: its text is the guest's, so it is
 // cut to a sane length and freed of control characters before anyone prints it.
-type Answer struct {
+type AnswerError struct {
 	kind error
 	text string
 }
 
 // Error is what the guest says.
-func (a *Answer) Error() string { return a.text }
+func (a *AnswerError) Error() string { return a.text }
 
 // Unwrap is the kind.
-func (a *Answer) Unwrap() error { return a.kind }
+func (a *AnswerError) Unwrap() error { return a.kind }
 
 // Error turns the error of a call to the agent into one of ours. starting
 // tells that the call was to run a command, where "not found" means the command.
@@ -60,7 +60,7 @@ func Error(err error, starting bool) error {
 	default:
 		return fmt.Errorf("the guest's agent does not keep to the protocol: %w", err)
 	}
-	a := &Answer{text: printable.Text(st.Message(), 1024)}
+	a := &AnswerError{text: printable.Text(st.Message(), 1024)}
 	switch {
 	case st.Code() == codes.NotFound && starting:
 		a.kind = ErrCommandNotFound

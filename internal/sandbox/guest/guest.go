@@ -72,6 +72,15 @@ func (g *Guest) Open(ctx context.Context, h link.Header) (link.Stream, error) {
 // Wait returns nil when the agent has hung up, or the context's error.
 func (g *Guest) Wait(ctx context.Context) error { return g.client.UserOnCloseWait(ctx) }
 
+// Leave hangs up and leaves the agent ready for the next host on the same port.
+func (g *Guest) Leave(ctx context.Context) error {
+	if err := link.Leave(ctx, g.link); err != nil {
+		return err
+	}
+	_ = g.client.Close()
+	return nil
+}
+
 // Close hangs up.
 func (g *Guest) Close() {
 	_ = g.client.Close()

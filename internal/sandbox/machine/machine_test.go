@@ -53,14 +53,33 @@ func TestUse(t *testing.T) {
 func TestConfig(t *testing.T) {
 	t.Parallel()
 	h := config.Hypervisor{Path: "/qemu", MachineType: "auto", KernelParams: "mine=1", Vsock: "on"}
-	c, err := Config(h, guestimage.Image{Initrd: "/initrd"}, vmm.AccelKVM, resources.VM{CPUs: 3, MemoryMiB: 700})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c.Binary != "/qemu" || c.Initrd != "/initrd" || c.CPUs != 3 || c.MemoryMiB != 700 || !strings.HasSuffix(c.KernelParams, " mine=1 kata.link=vsock") {
+	c := Config(h, guestimage.Image{Initrd: "/initrd"}, vmm.AccelKVM, resources.VM{CPUs: 3, MemoryMiB: 700})
+	if c.Binary != "/qemu" || c.Initrd != "/initrd" || c.CPUs != 3 || c.MemoryMiB != 700 || !strings.HasSuffix(c.KernelParams, " mine=1") || c.VsockCID != 0 {
 		t.Errorf("got %+v", c)
 	}
-	if c.VsockCID < 3 || c.VsockCID > 1<<31 {
-		t.Errorf("vsock context id %d", c.VsockCID)
+	if err := AddVsock(&c, h); err != nil {
+		t.Fatal(err)
+	}
+	if c.VsockCID < 3 || c.VsockCID > 1<<31 || !strings.HasSuffix(c.KernelParams, " mine=1 kata.link=vsock") {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestClass(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		cpus, memory, host, wantCPUs, wantMemory int
+	}{
+		{1, 512, 2, 1, 512},
+		{1, 128, 2, 1, 256},
+		{2, 513, 2, 2, 1024},
+		{3, 640, 8, 4, 1024},
+		{5, 4096, 6, 6, 4096},
+		{4, 256, 2, 4, 256}, // as configured
+	} {
+		got := class(resources.VM{CPUs: tt.cpus, MemoryMiB: tt.memory}, tt.host)
+		if got.CPUs != tt.wantCPUs || got.MemoryMiB != tt.wantMemory {
+			t.Errorf("%+v: got %+v", tt, got)
+		}
 	}
 }
