@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/network"
 	"github.com/seed-efd44b36/kata/internal/program"
 	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
@@ -201,8 +202,8 @@ func MakeTemplate(ctx context.Context, r Request, log *slog.Logger) (string, err
 	})
 	cfg := machine.Config(conf.Hypervisor, img, accel, size)
 	cfg.MachineType = machine.Type(conf.Hypervisor.MachineType, img.Kernel, r.NICs)
-	for range r.NICs {
-		nic := vmm.NIC{Tap: os.Stdin} // any file
+	for i := range r.NICs {
+		nic := vmm.NIC{MAC: network.DeviceMAC(i).String(), Tap: os.Stdin} // any file
 		if machine.Use(conf.Hypervisor.VhostNet, "/dev/vhost-net") {
 			nic.VhostNet = os.Stdin
 		}

@@ -71,8 +71,8 @@ type Config struct {
 	// reading only; the guest's changes are the machine's own.
 	Memory *os.File
 	// State, when set, is what Saver.Save has written: the machine is a copy of
-	// that one and goes on where it was stopped. All of Config but ID, Dir, files
-	// and MACs has to be as it was there. The guest still has the MACs of then.
+	// that one and goes on where it was stopped. All of Config but ID, Dir and files
+	// has to be as it was there.
 	State *os.File
 	// Cgroup, when set, is called in the child's place: it receives the pid
 	// of each process the driver starts, before its first use, and puts it

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
@@ -47,10 +46,6 @@ func Kind(c vmm.Config) ([]string, error) {
 	c.ID, c.State = "template", nil
 	c.Memory = os.Stdin // any file
 	c.Share.Socket, c.Share.Path = "", "/"
-	c.NICs = slices.Clone(c.NICs)
-	for i := range c.NICs {
-		c.NICs[i].MAC = ""
-	}
 	if err := validate(c); err != nil {
 		return nil, fmt.Errorf("configure qemu: %w", err)
 	}
