@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -268,50 +267,39 @@ func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size 
 	h := s.conf.Hypervisor
 	cfg := machine.Config(h, img, s.accel, size)
 	cfg.ID, cfg.Dir, cfg.Unprivileged = s.id, s.dir, true
-	cfg.Share.Path = s.share.Path()
 	if err := s.attachNetwork(ctx, o, &cfg); err != nil {
 		return cfg, err
 	}
 	cfg.MachineType = machine.Type(h.MachineType, img.Kernel, len(cfg.NICs))
-	if o.Save != nil {
-		cfg.Memory = o.Save.Memory
-		return cfg, o.Save.Check(cfg)
-	}
-	if s.fromTemplate(ctx, &cfg) {
-		return cfg, nil
-	}
-	if err := machine.AddVsock(&cfg, h); err != nil {
-		return cfg, err
-	}
-	if h.SharedFS == "9p" {
-		return cfg, nil
-	}
 	var err error
-	if cfg.Share.Socket, err = s.serveShare(ctx); err != nil {
-		return cfg, fmt.Errorf("virtio-fs: %w", err)
+	switch {
+	case o.Save != nil:
+		cfg.Memory = o.Save.Memory
+		if err = o.Save.Check(cfg); err == nil {
+			cfg.Share, err = s.serveShare(ctx, "9p")
+		}
+	case s.fromTemplate(ctx, &cfg):
+		cfg.Share, err = s.serveShare(ctx, "9p")
+	default:
+		if err = machine.AddVsock(&cfg, h); err == nil {
+			cfg.Share, err = s.serveShare(ctx, h.SharedFS)
+		}
 	}
-	return cfg, nil
+	return cfg, err
 }
 
-// serveShare starts the file server of virtio-fs. Without one, and where the
-// configuration leaves the choice to us, the socket is empty: the share is 9p.
-func (s *Sandbox) serveShare(ctx context.Context) (socket string, err error) {
-	path, err := share.FindServer(s.conf.Hypervisor.VirtioFSDaemon)
-	if errors.Is(err, fs.ErrNotExist) && s.conf.Hypervisor.SharedFS == "auto" && s.conf.Hypervisor.VirtioFSDaemon == "" {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
+// serveShare starts the server of the shared directory. Should we die, it ends
+// with us; and its cgroup, which is in the ledger, is emptied by whoever collects
+// what is left.
+func (s *Sandbox) serveShare(ctx context.Context, fs string) (vmm.Share, error) {
 	defer timeline.Step(ctx, "file server")()
-	// Should we die, it ends with us; and its cgroup, which is in the ledger,
-	// is emptied by whoever collects what is left.
-	socket = filepath.Join(s.dir, "virtiofsd.sock")
-	srv, err := s.share.Serve(ctx, share.ServerConfig{Path: path, Socket: socket, Cgroup: s.adopt})
+	srv, err := s.share.Serve(ctx, share.ServerConfig{
+		FS: fs, Daemon: s.conf.Hypervisor.VirtioFSDaemon, Socket: filepath.Join(s.dir, "virtiofsd.sock"), Cgroup: s.adopt,
+	})
 	if err != nil {
-		return "", err
+		return vmm.Share{}, err
 	}
-	s.undo.Push("virtiofsd", srv.Close)
+	s.undo.Push("file server", srv.Close)
 	s.background.Go(func() {
 		select {
 		case <-srv.Done():
@@ -326,7 +314,7 @@ func (s *Sandbox) serveShare(ctx context.Context) (socket string, err error) {
 			s.die(fmt.Errorf("the file server of the sandbox ended: %s", strings.Join(append([]string{exit}, printable.Lines(output, 3)...), "; ")))
 		}
 	})
-	return srv.Socket(), nil
+	return vmm.Share{Tag: machine.ShareTag, Socket: srv.Socket(), Server: srv.Peer()}, nil
 }
 
 func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
@@ -342,16 +330,14 @@ func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
 		return fmt.Errorf("virtual machine: %w", err)
 	}
 	s.undo.Push("virtual machine", func(ctx context.Context) error { m.Kill(ctx); return nil })
-	if err := m.Start(ctx); err != nil {
+	err = m.Start(ctx)
+	if cfg.Share.Server != nil {
+		_ = cfg.Share.Server.Close() // the machine has it
+	}
+	if err != nil {
 		return err
 	}
 	s.machine, s.disks = m, disk.New(m, s.opts.HostMounts)
-	// Without virtiofsd the VMM itself serves the directory.
-	if pids := m.PIDs(); cfg.Share.Socket == "" && len(pids) > 0 {
-		if err := s.share.ServedBy(pids[0]); err != nil {
-			return err
-		}
-	}
 	s.background.Go(func() {
 		select {
 		case <-m.Done():

@@ -10,15 +10,18 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/seed-efd44b36/kata/internal/fileserver"
 	"github.com/seed-efd44b36/kata/internal/supervise"
 	"golang.org/x/sys/unix"
 )
 
-// ServerConfig says how virtiofsd is started.
+// ServerConfig says who serves a shared directory, and how.
 type ServerConfig struct {
-	// Path of virtiofsd, see FindServer.
-	Path string
-	// Socket is where it listens for the VMM; the file must not exist. Its
+	// FS is "9p", "virtio-fs", or "auto": virtio-fs where virtiofsd is installed.
+	FS string
+	// Daemon is the path of virtiofsd, or "": where distributions put it.
+	Daemon string
+	// Socket is where virtiofsd listens for the VMM; the file must not exist. Its
 	// directory must be open to root only.
 	Socket string
 	// Cgroup, if set, puts the process with the given id into the sandbox's
@@ -26,9 +29,12 @@ type ServerConfig struct {
 	Cgroup func(pid int) error
 }
 
-// Server is a virtiofsd that serves a shared directory. It ends with the VMM's
-// connection, with the process that started it, or by Close.
+// Server serves a shared directory to one VMM. It is virtiofsd, which also ends
+// with the process that started it, or a fileserver.Server of this process. Both
+// end with the VMM's connection, or by Close.
 type Server struct {
+	files *fileserver.Server // 9p; the others are of virtiofsd
+
 	socket string
 	proc   *supervise.Process
 }
@@ -42,9 +48,9 @@ var serverCaps = []string{
 	"CAP_SYS_ADMIN", "CAP_SETPCAP",
 }
 
-// FindServer returns the path of virtiofsd: the configured one, or where
+// findServer returns the path of virtiofsd: the configured one, or where
 // distributions put it. The error says what to install.
-func FindServer(configured string) (string, error) {
+func findServer(configured string) (string, error) {
 	candidates := []string{configured}
 	if configured == "" {
 		candidates = []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd"}
@@ -63,11 +69,33 @@ func FindServer(configured string) (string, error) {
 	return "", fmt.Errorf("virtiofsd is not installed: %w; install it (Debian: apt-get install virtiofsd, or qemu-system-common before version 13) or set shared_fs to 9p", fs.ErrNotExist)
 }
 
-// Serve starts virtiofsd on the shared directory. From then on Storage
-// describes a virtio-fs mount. The daemon confines itself to the directory
-// (mount, pid and network namespaces, seccomp); there is no way to switch that
-// off.
+// Serve starts a server of the shared directory. From then on Storage describes
+// what the guest mounts.
 func (d *Dir) Serve(ctx context.Context, c ServerConfig) (*Server, error) {
+	if c.FS == "9p" {
+		return d.serve9P()
+	}
+	path, err := findServer(c.Daemon)
+	if errors.Is(err, fs.ErrNotExist) && c.FS == "auto" && c.Daemon == "" {
+		return d.serve9P()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("virtio-fs: %w", err)
+	}
+	return d.serveVirtioFS(ctx, path, c)
+}
+
+func (d *Dir) serve9P() (*Server, error) {
+	files, err := fileserver.Start(d.path)
+	if err != nil {
+		return nil, fmt.Errorf("9p: %w", err)
+	}
+	return &Server{files: files}, nil
+}
+
+// serveVirtioFS starts virtiofsd, which confines itself to the directory (mount,
+// pid and network namespaces, seccomp); there is no way to switch that off.
+func (d *Dir) serveVirtioFS(ctx context.Context, path string, c ServerConfig) (*Server, error) {
 	l, err := listen(c.Socket)
 	if err != nil {
 		return nil, fmt.Errorf("start virtiofsd: %w", err)
@@ -78,7 +106,7 @@ func (d *Dir) Serve(ctx context.Context, c ServerConfig) (*Server, error) {
 		return nil, fmt.Errorf("start virtiofsd: %w", err)
 	}
 	proc, err := supervise.Start(ctx, supervise.Command{
-		Path: c.Path,
+		Path: path,
 		// These arguments mean the same to QEMU's old daemon and to the new
 		// one. Xattrs carry file capabilities; announced mounts keep inode
 		// numbers of different file systems apart.
@@ -132,23 +160,48 @@ func fileLimit() (uint64, error) {
 	return min(lim.Max, 1_000_000), nil
 }
 
-// Socket is where the VMM connects.
+// Socket is where the VMM connects to virtiofsd, "" with 9p.
 func (s *Server) Socket() string { return s.socket }
 
-// Done is closed when the daemon has ended.
-func (s *Server) Done() <-chan struct{} { return s.proc.Done() }
+// Peer is the VMM's end of the connection to a server of 9p, which whoever has
+// passed it on closes; nil with virtio-fs.
+func (s *Server) Peer() *os.File {
+	if s.files == nil {
+		return nil
+	}
+	return s.files.Peer()
+}
 
-// Failure says how the daemon ended, with what it printed last. Raw text: it
+// Done is closed when the server has ended.
+func (s *Server) Done() <-chan struct{} {
+	if s.files != nil {
+		return s.files.Done()
+	}
+	return s.proc.Done()
+}
+
+// Failure says how the server ended, with what it printed last. Raw text: it
 // may quote what the guest has sent. Valid after Done is closed.
 func (s *Server) Failure() (exit string, output []byte) {
-	return s.proc.Exit().String(), s.proc.Stderr()
+	if s.files == nil {
+		return s.proc.Exit().String(), s.proc.Stderr()
+	}
+	if err := s.files.Err(); err != nil {
+		return err.Error(), nil
+	}
+	return "the virtual machine has hung up", nil
 }
 
 // closeGrace is what a daemon gets to end by itself after SIGTERM.
 const closeGrace = time.Second
 
-// Close ends the daemon and removes its socket.
+// Close ends the server and removes its socket.
 func (s *Server) Close(ctx context.Context) error {
+	if s.files != nil {
+		_ = s.files.Peer().Close() // if there was no VMM to pass it on to
+		s.files.Close()
+		return nil
+	}
 	// Politely first: killed, the old daemon leaves the child that serves,
 	// which in turn would end only with the VMM's connection.
 	_ = s.proc.Signal(unix.SIGTERM)

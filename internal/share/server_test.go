@@ -19,13 +19,12 @@ import (
 
 func TestServe(t *testing.T) {
 	d := prepare(t)
-	path, err := FindServer("")
-	if err != nil {
+	if _, err := findServer(""); err != nil {
 		t.Skip(err)
 	}
 	var pids []int
 	s, err := d.Serve(t.Context(), ServerConfig{
-		Path: path, Socket: filepath.Join(t.TempDir(), "fs.sock"),
+		FS: "virtio-fs", Socket: filepath.Join(t.TempDir(), "fs.sock"),
 		Cgroup: func(pid int) error { pids = append(pids, pid); return nil },
 	})
 	must(t, err)
@@ -115,31 +114,31 @@ func sandboxed(t *testing.T, pid int, share string) int {
 func TestServeFailures(t *testing.T) {
 	d := prepare(t)
 	sock := filepath.Join(t.TempDir(), "fs.sock")
-	if _, err := d.Serve(t.Context(), ServerConfig{Path: "/absent/virtiofsd", Socket: sock}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := d.Serve(t.Context(), ServerConfig{FS: "virtio-fs", Daemon: "/absent/virtiofsd", Socket: sock}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no daemon: got %v, want fs.ErrNotExist", err)
 	}
 	if _, err := os.Stat(sock); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket is left: %v", err)
 	}
 	errNo := errors.New("no")
-	if _, err := d.Serve(t.Context(), ServerConfig{Path: "/bin/true", Socket: sock, Cgroup: func(int) error { return errNo }}); !errors.Is(err, errNo) {
+	if _, err := d.Serve(t.Context(), ServerConfig{FS: "virtio-fs", Daemon: "/bin/true", Socket: sock, Cgroup: func(int) error { return errNo }}); !errors.Is(err, errNo) {
 		t.Errorf("no cgroup: got %v, want %v", err, errNo)
 	}
 	if got := d.Storage("kata", "/x"); got.GetDriver() != "9p" {
 		t.Errorf("storage after a failure: %v, want 9p", got)
 	}
-	s, err := d.Serve(t.Context(), ServerConfig{Path: "/bin/true", Socket: sock})
+	s, err := d.Serve(t.Context(), ServerConfig{FS: "virtio-fs", Daemon: "/bin/true", Socket: sock})
 	must(t, err)
 	<-s.Done()
 	must(t, s.Close(t.Context()))
 }
 
-func TestFindServer(t *testing.T) {
-	if got, err := FindServer("/bin/true"); err != nil || got != "/bin/true" {
+func TestfindServer(t *testing.T) {
+	if got, err := findServer("/bin/true"); err != nil || got != "/bin/true" {
 		t.Errorf("got %q, %v", got, err)
 	}
 	for _, p := range []string{"/absent", "/etc/passwd", "/etc"} {
-		if got, err := FindServer(p); err == nil {
+		if got, err := findServer(p); err == nil {
 			t.Errorf("%s: got %q, want an error", p, got)
 		}
 	}

@@ -56,6 +56,22 @@ func NewMachine(guest func(*Machine)) (*Machine, error) {
 	return m, nil
 }
 
+// hold keeps the machine's end of the connection to its file server until the end.
+func (m *Machine) hold(server *os.File) error {
+	if server == nil {
+		return nil
+	}
+	fd, err := unix.FcntlInt(server.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	m.work.Go(func() {
+		<-m.done
+		_ = unix.Close(fd)
+	})
+	return nil
+}
+
 // Start implements vmm.Machine.
 func (m *Machine) Start(context.Context) error {
 	m.work.Go(func() { m.guest(m) })

@@ -64,9 +64,12 @@ func NewRig(t *testing.T, serve func(*Machine)) *Rig {
 		HostMounts: hostNS(t),
 		Image:      func(context.Context) (guestimage.Image, error) { return guestimage.Image{}, nil },
 		Accel:      func(context.Context) vmm.Accel { return vmm.AccelTCG },
-		NewMachine: func(vmm.Config, *slog.Logger) (vmm.Machine, error) {
+		NewMachine: func(c vmm.Config, _ *slog.Logger) (vmm.Machine, error) {
 			var err error
 			r.Machine, err = NewMachine(serve)
+			if err == nil {
+				err = r.Machine.hold(c.Share.Server)
+			}
 			return r.Machine, err
 		},
 	}

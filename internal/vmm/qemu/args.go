@@ -109,6 +109,9 @@ func (l *commandLine) share(s vmm.Share, bus string, virtiofs *os.File) {
 	case virtiofs != nil:
 		l.add("-chardev", "socket,id=share,fd="+l.fd(virtiofs))
 		l.add("-device", "vhost-user-fs"+bus+",chardev=share,queue-size=1024,tag="+escape(s.Tag))
+	case s.Server != nil:
+		l.add("-fsdev", "proxy,id=share,sock_fd="+l.fd(s.Server))
+		l.add("-device", "virtio-9p"+bus+",fsdev=share,mount_tag="+escape(s.Tag))
 	case s.Path != "":
 		// The share holds mounts of several file systems, whose inode numbers
 		// may be the same: remap makes them differ in the guest.

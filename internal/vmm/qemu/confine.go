@@ -27,7 +27,9 @@ func capabilities(c vmm.Config) []string {
 }
 
 // serves reports whether QEMU serves the share itself, by 9p.
-func serves(c vmm.Config) bool { return c.Share.Socket == "" && c.Share.Path != "" }
+func serves(c vmm.Config) bool {
+	return c.Share.Socket == "" && c.Share.Server == nil && c.Share.Path != ""
+}
 
 // saves reports whether QEMU opens the memory's file itself, to fill it.
 func saves(c vmm.Config) bool { return c.Memory != nil && c.State == nil }

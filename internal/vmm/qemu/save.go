@@ -44,8 +44,7 @@ type capabilitiesArgs struct {
 // are copies of one: two machines of one kind can have one template.
 func Kind(c vmm.Config) ([]string, error) {
 	c.ID, c.State = "template", nil
-	c.Memory = os.Stdin // any file
-	c.Share.Socket, c.Share.Path = "", "/"
+	c.Memory, c.Share.Server, c.Share.Socket = os.Stdin, os.Stdin, "" // any files
 	if err := validate(c); err != nil {
 		return nil, fmt.Errorf("configure qemu: %w", err)
 	}

@@ -1,0 +1,202 @@
+// Package fileserver shows a directory to a guest by way of QEMU's 9p device.
+//
+// QEMU speaks 9p with the guest. Its "proxy" driver asks a peer on a socket for
+// all that needs a path or a privilege; what it gets are answers and open files.
+// Server is that peer, in the process that owns the sandbox. So the VMM needs no
+// capability, no user id and no directory of the host, and what a guest makes
+// (pipes, sockets, device nodes) is made by us.
+//
+// The peer is hostile: a guest that has taken over QEMU may send anything.
+// No path leaves the directory and none leads over a link; only regular files
+// and directories are ever opened, a directory such that nothing above it can be
+// reached from it; the thread that serves has the capabilities of a file server
+// and no others; memory does not grow with what is asked. A message that is none
+// ends the server.
+//
+// Life cycle: Start -> Peer (the VMM's end) -> Close. The server also ends when
+// the peer hangs up; Done and Err tell.
+package fileserver
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/seed-efd44b36/kata/internal/thread"
+	"golang.org/x/sys/unix"
+)
+
+// Server serves one directory to one peer.
+type Server struct {
+	root  *os.File // O_PATH
+	conn  int      // our end, closed by Close
+	peer  *os.File
+	files numbers
+
+	done  chan struct{} // closed when nothing is served any more
+	err   error         // valid then
+	close sync.Once
+}
+
+// Start serves the directory dir, and what is mounted in it, now or later.
+func Start(dir string) (*Server, error) {
+	s, err := open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("start file server of %s: %w", dir, err)
+	}
+	begun := make(chan error)
+	go func() { // ends with Close, which waits for it
+		defer close(s.done)
+		started := false
+		s.err = thread.Run(func() error {
+			t, err := newWorker(s)
+			if err != nil {
+				return err
+			}
+			started = true
+			begun <- nil
+			return t.serve()
+		})
+		// The peer must not wait for answers.
+		_ = unix.Shutdown(s.conn, unix.SHUT_RDWR)
+		if !started {
+			begun <- s.err
+		}
+	}()
+	if err := <-begun; err != nil {
+		s.Close()
+		_ = s.peer.Close()
+		return nil, fmt.Errorf("start file server of %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+func open(dir string) (*Server, error) {
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(root, &st); err != nil {
+		unix.Close(root)
+		return nil, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		unix.Close(root)
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	return &Server{
+		root: os.NewFile(uintptr(root), dir),
+		conn: ends[0], peer: os.NewFile(uintptr(ends[1]), "share"),
+		files: newNumbers(st.Dev), done: make(chan struct{}),
+	}, nil
+}
+
+// Peer is the VMM's end of the connection. Whoever has passed it on closes it.
+func (s *Server) Peer() *os.File { return s.peer }
+
+// Done is closed when the server has ended.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Err tells why the server has ended: nil after Close, and when the peer hung up.
+// It is valid after Done is closed.
+func (s *Server) Err() error { return s.err }
+
+// Close ends the server and waits for it. It may be called again.
+func (s *Server) Close() {
+	s.close.Do(func() {
+		_ = unix.Shutdown(s.conn, unix.SHUT_RDWR)
+		<-s.done
+		unix.Close(s.conn)
+		_ = s.root.Close() // holds no data
+	})
+	<-s.done
+}
+
+// serve answers until the peer hangs up.
+func (w *worker) serve() error {
+	in := bufio.NewReaderSize(socket(w.server.conn), headerBytes+maxBody)
+	for {
+		header, err := in.Peek(headerBytes)
+		if errors.Is(err, io.EOF) && len(header) == 0 {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read request: %w", err)
+		}
+		op, size := operation(binary.NativeEndian.Uint32(header)), binary.NativeEndian.Uint32(header[4:])
+		if size > maxBody {
+			return fmt.Errorf("request of %d bytes, more than %d", size, maxBody)
+		}
+		message, err := in.Peek(headerBytes + int(size))
+		if err != nil {
+			return fmt.Errorf("read request: %w", err)
+		}
+		req, err := decode(op, message[headerBytes:])
+		if err != nil {
+			return err
+		}
+		if _, err := in.Discard(headerBytes + int(size)); err != nil {
+			return fmt.Errorf("read request: %w", err)
+		}
+		if err := w.answer(req); err != nil {
+			return fmt.Errorf("answer: %w", err)
+		}
+	}
+}
+
+// answer does what is asked and sends the reply. An error is one of the
+// connection.
+func (w *worker) answer(r request) error {
+	if r.op == opOpen || r.op == opCreate {
+		fd, err := w.open(r)
+		if err != nil {
+			return w.send(status(err))
+		}
+		defer unix.Close(fd)
+		return unix.Sendmsg(w.server.conn, binary.NativeEndian.AppendUint32(nil, fileFollows), unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL)
+	}
+	body, err := w.do(r)
+	if err != nil {
+		return w.send(reply(replyError, status(err)))
+	}
+	return w.send(reply(replySuccess, body))
+}
+
+func (w *worker) send(message []byte) error {
+	for len(message) > 0 {
+		n, err := unix.SendmsgN(w.server.conn, message, nil, nil, unix.MSG_NOSIGNAL)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		message = message[n:]
+	}
+	return nil
+}
+
+// socket reads from a descriptor that blocks: what is served is one request
+// after the other, on a thread that has nothing else to do.
+type socket int
+
+func (s socket) Read(p []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(s), p)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
