@@ -133,7 +133,7 @@ func TestServeFailures(t *testing.T) {
 	must(t, s.Close(t.Context()))
 }
 
-func TestfindServer(t *testing.T) {
+func TestFindServer(t *testing.T) {
 	if got, err := findServer("/bin/true"); err != nil || got != "/bin/true" {
 		t.Errorf("got %q, %v", got, err)
 	}
