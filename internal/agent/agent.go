@@ -40,8 +40,10 @@ const (
 	vsockPort = 1024
 	// quietTime is how long the first container has the guest for itself.
 	quietTime = time.Second
-	// memoryLimit in bytes is what the collector of garbage aims at.
-	memoryLimit = 8 << 20
+	// memoryLimit in bytes is what the collector of garbage aims at, and startLimit
+	// what there may be before it begins to: it would only be in the way of the
+	// first container.
+	memoryLimit, startLimit = 8 << 20, 20 << 20
 )
 
 // Agent is the agent's state. Its methods are safe for concurrent use.
@@ -51,7 +53,7 @@ type Agent struct {
 	modules *module.Set
 	reaper  *reap.Reaper
 	jailer  *jail.Jailer
-	groups  cgroup.Hierarchy
+	groups  *cgroup.Hierarchy
 	network *network.Stack
 	events  *events
 	debug   bool            // a debug shell is allowed
@@ -89,9 +91,8 @@ func Main() int {
 }
 
 func run(started time.Duration) error {
-	// Small and steady rather than fast: the guest's memory is the user's.
-	debug.SetGCPercent(50)
-	debug.SetMemoryLimit(memoryLimit)
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(startLimit)
 
 	if err := boot.Early(); err != nil {
 		return err
@@ -129,7 +130,7 @@ func run(started time.Duration) error {
 	a := &Agent{
 		log: logger, logs: logs, modules: modules,
 		reaper:  reap.New(),
-		groups:  cgroup.Hierarchy{Root: cgroupRoot},
+		groups:  &cgroup.Hierarchy{Root: cgroupRoot},
 		network: network.NewStack(logger),
 		events:  newEvents(),
 		debug:   cmdline.Get("kata.debug") != "",
@@ -182,6 +183,9 @@ func (a *Agent) prepare(ctx context.Context) {
 	if await.Pause(ctx, quietTime) != nil {
 		return
 	}
+	// Small and steady rather than fast: the guest's memory is the user's.
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(memoryLimit)
 	a.mu.Lock()
 	template := a.template
 	a.mu.Unlock()
@@ -192,8 +196,8 @@ func (a *Agent) prepare(ctx context.Context) {
 			a.log.Warn("not every module was loaded", "err", err)
 		}
 	}
-	if err := errors.Join(a.jailer.Ready(), a.jailer.Fill(ctx)); err != nil {
-		a.log.Warn("no container process waits", "err", err)
+	if err := errors.Join(a.jailer.Ready(), a.jailer.Fill(ctx), a.groups.Prepare()); err != nil {
+		a.log.Warn("not all is ready for the next container", "err", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 
@@ -159,7 +160,11 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	if err := a.giveDisks(ctx, &spec, r.GetBlockDevices()); err != nil {
 		return nil, err
 	}
-	if c.group, err = a.groups.Create(groupName(c.id, spec.Linux.CgroupsPath), spec.Linux.Resources); err != nil {
+	create := a.groups.Create
+	if slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace }) {
+		create = a.groups.CreateHidden
+	}
+	if c.group, err = create(groupName(c.id, spec.Linux.CgroupsPath), spec.Linux.Resources); err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
 

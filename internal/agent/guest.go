@@ -96,7 +96,7 @@ func (a *Agent) SetupSandbox(ctx context.Context, r *agentv1.SetupSandboxRequest
 	if err := a.setup(ctx, r); err != nil {
 		return nil, fail(err)
 	}
-	a.log.Info("sandbox is set up", "sandbox", r.GetId())
+	a.log.Debug("sandbox is set up", "sandbox", r.GetId())
 	return &agentv1.SetupSandboxResponse{}, nil
 }
 

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
+	"runtime"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/agent/disk"
@@ -37,11 +37,11 @@ func (a *Agent) settle(ctx context.Context) error {
 	if a.prepareErr != nil {
 		return a.prepareErr
 	}
-	err := errors.Join(a.modules.LoadPhase(module.PhaseNet), disk.Load(a.modules), a.jailer.Ready(), a.jailer.Fill(ctx))
+	err := errors.Join(a.modules.LoadPhase(module.PhaseNet), disk.Load(a.modules), a.jailer.Ready(), a.jailer.Fill(ctx), a.groups.Prepare())
 	if err != nil {
 		return err
 	}
-	// What is in memory now is in that of every sandbox.
-	debug.FreeOSMemory()
+	// What is free of it has been touched, and so is there for every sandbox.
+	runtime.GC()
 	return nil
 }

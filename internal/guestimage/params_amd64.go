@@ -21,6 +21,10 @@ func KernelParams(_ Kernel, tcg bool) string {
 	// Debian's 0.1 s when it loaded the driver. The agent looks when one is
 	// attached, where it is.
 	params += " scsi_mod.scan=manual"
+	// What the kernel does not know it puts into the environment of its first
+	// process, the agent. That has no loops that must be interrupted, and a signal
+	// is code that a restored guest meets for the first time.
+	params += " GODEBUG=asyncpreemptoff=1"
 	if !tcg {
 		return params
 	}

@@ -48,10 +48,14 @@ func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
 }
 
 // program is a program that decides about the devices of a group.
-type program struct{ fd int }
+type program struct {
+	code []insn
+	fd   int
+	kept bool // for all groups that it suits
+}
 
-// attachDevices loads the program and attaches it to the group.
-func attachDevices(dir string, code []insn) (*program, error) {
+// load has the kernel check and translate the code.
+func load(code []insn) (*program, error) {
 	license := []byte("Apache\x00")
 	attr := loadAttr{
 		progType:  unix.BPF_PROG_TYPE_CGROUP_DEVICE,
@@ -65,12 +69,15 @@ func attachDevices(dir string, code []insn) (*program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the device program, does the kernel have CONFIG_CGROUP_BPF?: %w", err)
 	}
-	p := &program{fd: fd}
+	return &program{code: code, fd: fd}, nil
+}
+
+// attach puts the program to work for the group.
+func (p *program) attach(dir string) error {
 	if err := p.call(unix.BPF_PROG_ATTACH, dir, unix.BPF_F_ALLOW_MULTI); err != nil {
-		p.close()
-		return nil, fmt.Errorf("attach the device program: %w", err)
+		return fmt.Errorf("attach the device program: %w", err)
 	}
-	return p, nil
+	return nil
 }
 
 func (p *program) call(cmd int, dir string, flags uint32) error {
@@ -103,7 +110,7 @@ func (p *program) detach(dir string) error {
 
 // close lets go of the program. It stays attached, and ends with the group.
 func (p *program) close() {
-	if p != nil && p.fd >= 0 {
+	if p != nil && p.fd >= 0 && !p.kept {
 		_ = unix.Close(p.fd)
 		p.fd = -1
 	}

@@ -25,17 +25,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Hierarchy is where the groups are made.
+// Hierarchy is where the groups are made. Its methods are safe for concurrent use.
 type Hierarchy struct {
 	// Root is the directory where the file system is mounted, /sys/fs/cgroup.
 	Root string
+
+	mu    sync.Mutex
+	usual []*program // guarded by mu; those that Prepare has loaded
+	spare *Group     // guarded by mu; nil for none
+	made  int        // guarded by mu; spare groups so far
 }
 
 // Group is the control group of one container. Its methods are safe for
 // concurrent use.
 type Group struct {
-	root string
-	dir  string // absolute
+	hierarchy *Hierarchy
+	dir       string // absolute
 	// life ends when Delete has removed the group. The kernel does not tell those who
 	// watch the files of a group of its end, or not all kernels do.
 	life context.Context
@@ -50,7 +55,7 @@ type Group struct {
 // and applies the limits. Without rules for devices only the harmless ones that
 // every container has are allowed. It is an error if the group exists. On error
 // nothing of it is left.
-func (h Hierarchy) Create(name string, r *specs.LinuxResources) (*Group, error) {
+func (h *Hierarchy) Create(name string, r *specs.LinuxResources) (*Group, error) {
 	parts, err := split(name)
 	if err != nil {
 		return nil, err
@@ -69,18 +74,77 @@ func (h Hierarchy) Create(name string, r *specs.LinuxResources) (*Group, error) 
 			return nil, fmt.Errorf("create cgroup %q: %w", name, err)
 		}
 	}
-	g := newGroup(h.Root, dir)
+	g := newGroup(h, dir)
 	if err := g.apply(r, true); err != nil {
-		_ = unix.Rmdir(dir)
-		g.devices.close()
-		g.end()
+		g.discard()
 		return nil, fmt.Errorf("create cgroup %q: %w", name, err)
 	}
 	return g, nil
 }
 
-func newGroup(root, dir string) *Group {
-	g := &Group{root: root, dir: dir}
+// Prepare makes a group ahead, unless there is one, and has the kernel translate the
+// programs for devices that most containers have: in an emulated guest these take as
+// long as many other steps of a start together.
+func (h *Hierarchy) Prepare() error {
+	if err := h.loadUsual(); err != nil {
+		return fmt.Errorf("prepare for cgroups: %w", err)
+	}
+	h.mu.Lock()
+	enough := h.spare != nil
+	if !enough {
+		h.made++
+	}
+	name := "kata/~" + strconv.Itoa(h.made) // no container's
+	h.mu.Unlock()
+	if enough {
+		return nil
+	}
+	g, err := h.Create(name, nil)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.spare == nil {
+		h.spare = g
+		return nil
+	}
+	g.discard() // somebody else was faster
+	return nil
+}
+
+// CreateHidden is Create for a container that cannot see the names of groups: the
+// group may have another one.
+func (h *Hierarchy) CreateHidden(name string, r *specs.LinuxResources) (*Group, error) {
+	h.mu.Lock()
+	g := h.spare
+	h.spare = nil
+	h.mu.Unlock()
+	if g == nil {
+		return h.Create(name, r)
+	}
+	if r == nil {
+		r = &specs.LinuxResources{}
+	}
+	if err := g.apply(r, true); err != nil {
+		g.discard()
+		return nil, fmt.Errorf("create cgroup %q: %w", name, err)
+	}
+	return g, nil
+}
+
+// discard removes a group that has had no process.
+func (g *Group) discard() {
+	_ = unix.Rmdir(g.dir)
+	g.end()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.devices.close()
+	g.devices = nil
+}
+
+func newGroup(h *Hierarchy, dir string) *Group {
+	g := &Group{hierarchy: h, dir: dir}
 	g.life, g.end = context.WithCancel(context.Background())
 	return g
 }
@@ -94,7 +158,7 @@ func split(name string) ([]string, error) {
 }
 
 // Controllers lists the controllers that groups can use.
-func (h Hierarchy) Controllers() ([]string, error) {
+func (h *Hierarchy) Controllers() ([]string, error) {
 	data, err := os.ReadFile(filepath.Join(h.Root, "cgroup.controllers"))
 	if err != nil {
 		return nil, fmt.Errorf("list the cgroup controllers: %w", err)
@@ -178,16 +242,55 @@ func (g *Group) setDevices(rules []specs.LinuxDeviceCgroup) error {
 	defer g.mu.Unlock()
 	var next *program
 	if !allowsAll(inForce) {
-		if next, err = attachDevices(g.dir, deviceProgram(inForce)); err != nil {
+		if next, err = g.hierarchy.program(deviceProgram(inForce)); err != nil {
 			return fmt.Errorf("linux.resources.devices: %w", err)
 		}
 	}
 	old := g.devices
+	if next == old {
+		return nil
+	}
+	if next != nil {
+		if err := next.attach(g.dir); err != nil {
+			next.close()
+			return fmt.Errorf("linux.resources.devices: %w", err)
+		}
+	}
 	g.devices = next
 	if err := old.detach(g.dir); err != nil {
 		return fmt.Errorf("linux.resources.devices: %w", err)
 	}
 	return nil
+}
+
+// loadUsual loads the programs for the rules of engines.
+func (h *Hierarchy) loadUsual() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.usual != nil {
+		return nil
+	}
+	for _, rules := range [][]deviceRule{{nothing}, {nothing, console}} {
+		p, err := load(deviceProgram(append(rules, harmless[:]...)))
+		if err != nil {
+			return err
+		}
+		p.kept = true
+		h.usual = append(h.usual, p)
+	}
+	return nil
+}
+
+// program returns the code as a program, which is the caller's to close.
+func (h *Hierarchy) program(code []insn) (*program, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.usual {
+		if slices.Equal(p.code, code) {
+			return p, nil
+		}
+	}
+	return load(code)
 }
 
 // AddPID moves the process into the group.
@@ -199,7 +302,7 @@ func (g *Group) Doors() (in, out *os.File, err error) {
 	if in, err = os.OpenFile(filepath.Join(g.dir, "cgroup.procs"), os.O_WRONLY, 0); err != nil {
 		return nil, nil, fmt.Errorf("open cgroup: %w", err)
 	}
-	if out, err = os.OpenFile(filepath.Join(g.root, "cgroup.procs"), os.O_WRONLY, 0); err != nil {
+	if out, err = os.OpenFile(filepath.Join(g.hierarchy.Root, "cgroup.procs"), os.O_WRONLY, 0); err != nil {
 		_ = in.Close()
 		return nil, nil, fmt.Errorf("open the root cgroup: %w", err)
 	}
@@ -213,7 +316,7 @@ func (g *Group) AddPIDBeside(pid, other int) error {
 	if err != nil {
 		return fmt.Errorf("find the cgroup of process %d: %w", other, err)
 	}
-	dir, err := groupOf(data, g.root)
+	dir, err := groupOf(data, g.hierarchy.Root)
 	if err != nil {
 		return fmt.Errorf("find the cgroup of process %d: %w", other, err)
 	}

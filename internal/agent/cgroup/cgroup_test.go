@@ -26,7 +26,7 @@ func fake(t *testing.T, files map[string]string) *Group {
 	for name, text := range files {
 		put(t, filepath.Join(dir, name), text)
 	}
-	return newGroup(dir, dir)
+	return newGroup(&Hierarchy{Root: dir}, dir)
 }
 
 func put(t *testing.T, name, text string) {
@@ -168,18 +168,18 @@ func TestGroupOf(t *testing.T) {
 }
 
 // hierarchy returns one to try things in.
-func hierarchy(t *testing.T) Hierarchy {
+func hierarchy(t *testing.T) *Hierarchy {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
 	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		if _, err := os.Stat(filepath.Join(dir, "cgroup.controllers")); err == nil {
-			return Hierarchy{Root: dir}
+			return &Hierarchy{Root: dir}
 		}
 	}
 	t.Skip("needs a cgroup hierarchy of version 2 at /sys/fs/cgroup or /sys/fs/cgroup/unified")
-	return Hierarchy{}
+	return nil
 }
 
 // TestLifeCycle runs a process in a real group: devices, freezer, signals, kill.
@@ -302,5 +302,64 @@ func TestLifeCycle(t *testing.T) {
 	}
 	if err := g.Delete(ctx); err != nil {
 		t.Errorf("Delete after Delete: %v", err)
+	}
+}
+
+// TestPrepare makes groups ahead, in a group of its own.
+func TestPrepare(t *testing.T) {
+	h := hierarchy(t)
+	h.Root = filepath.Join(h.Root, "kata-test-prepare-"+strconv.Itoa(os.Getpid()))
+	if err := os.Mkdir(h.Root, 0o755); err != nil {
+		t.Skip("needs a cgroup hierarchy that can be changed: ", err)
+	}
+	var made []*Group
+	t.Cleanup(func() {
+		for _, g := range made {
+			if err := g.Delete(context.Background()); err != nil {
+				t.Error(err)
+			}
+		}
+		for _, dir := range []string{"kata/~2", "kata", "."} {
+			_ = unix.Rmdir(filepath.Join(h.Root, dir))
+		}
+	})
+	for range 2 {
+		if err := h.Prepare(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one := int64(1)
+	for _, tt := range []struct {
+		name   string
+		create func(string, *specs.LinuxResources) (*Group, error)
+		r      *specs.LinuxResources
+		want   string
+		kept   bool
+	}{
+		{"kata/named", h.Create, nil, "kata/named", true},
+		{"kata/a", h.CreateHidden, nil, "kata/~1", true},
+		{"kata/b", h.CreateHidden, &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Major: &one}}}, "kata/b", false},
+	} {
+		g, err := tt.create(tt.name, tt.r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, g)
+		if want := filepath.Join(h.Root, tt.want); g.Path() != want {
+			t.Errorf("%s: got %s, want %s", tt.name, g.Path(), want)
+		}
+		if g.devices.kept != tt.kept {
+			t.Errorf("%s: program is kept: %v, want %v", tt.name, g.devices.kept, tt.kept)
+		}
+	}
+	// Of a spare one that cannot be used nothing stays.
+	if err := h.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.CreateHidden("kata/c", &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Type: "x"}}}); err == nil {
+		t.Error("no error for a bad rule")
+	}
+	if left, err := filepath.Glob(filepath.Join(h.Root, "kata/~*")); err != nil || len(left) != 1 { // a's
+		t.Errorf("left: %v, %v", left, err)
 	}
 }

@@ -50,6 +50,13 @@ var harmless = [...]deviceRule{
 	{true, typeChar, 136, -1, accessAll}, // pts
 }
 
+// Rules of engines: at first nothing is allowed, and Docker's go on with a container's
+// own console.
+var (
+	nothing = deviceRule{false, -1, -1, -1, accessAll}
+	console = deviceRule{true, typeChar, 5, 1, accessAll}
+)
+
 // Registers of eBPF.
 const (
 	r0 = iota
@@ -83,7 +90,7 @@ const (
 // deviceRules are the rules in force, of which the last that is about a device and
 // a kind of access decides. The first is about everything.
 func deviceRules(list []specs.LinuxDeviceCgroup) ([]deviceRule, error) {
-	rules := []deviceRule{{allow: false, kind: -1, major: -1, minor: -1, access: accessAll}}
+	rules := []deviceRule{nothing}
 	for i, d := range list {
 		r, err := parseRule(d)
 		if err != nil {
@@ -95,7 +102,16 @@ func deviceRules(list []specs.LinuxDeviceCgroup) ([]deviceRule, error) {
 		rules = append(rules, r)
 	}
 	// At the end, since the spec promises these whatever the rules say.
-	return append(rules, harmless[:]...), nil
+	rules = append(rules, harmless[:]...)
+	// A rule that comes again has nothing left to decide the first time. Engines list
+	// the harmless ones, too.
+	once := rules[:0]
+	for i, r := range rules {
+		if !slices.Contains(rules[i+1:], r) {
+			once = append(once, r)
+		}
+	}
+	return once, nil
 }
 
 // allowsAll reports that there is nothing to refuse.

@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -122,6 +123,48 @@ func TestDeviceRulesRefused(t *testing.T) {
 	} {
 		if _, err := deviceRules([]specs.LinuxDeviceCgroup{r}); err == nil {
 			t.Errorf("%+v: got no error", r)
+		}
+	}
+}
+
+// TestUsualRules has rules as engines write them, which are to be among those that
+// are prepared for.
+func TestUsualRules(t *testing.T) {
+	n := func(n int64) *int64 { return &n }
+	docker := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+	for _, h := range harmless {
+		d := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Access: "rwm"}
+		if h.kind == typeBlock {
+			d.Type = "b"
+		}
+		if h.access == accessMknod {
+			d.Access = "m"
+		}
+		if h.major >= 0 {
+			d.Major = n(int64(h.major))
+		}
+		if h.minor >= 0 {
+			d.Minor = n(int64(h.minor))
+		}
+		docker = append(docker, d)
+	}
+	docker = append(docker, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: n(5), Minor: n(1), Access: "rwm"})
+	for _, tt := range []struct {
+		name  string
+		rules []specs.LinuxDeviceCgroup
+		want  []deviceRule
+	}{
+		{"none", nil, []deviceRule{nothing}},
+		{"containerd", docker[:1], []deviceRule{nothing}},
+		{"runc's", docker[:len(docker)-1], []deviceRule{nothing}},
+		{"Docker's", docker, []deviceRule{nothing, console}},
+	} {
+		got, err := deviceRules(tt.rules)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := append(tt.want, harmless[:]...); !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", tt.name, got, want)
 		}
 	}
 }

@@ -261,7 +261,7 @@ func TestCgroup(t *testing.T) {
 	if _, err := os.Stat(root + "/cgroup.controllers"); err != nil {
 		t.Skip("needs a cgroup hierarchy of version 2")
 	}
-	g, err := cgroup.Hierarchy{Root: root}.Create("kata-test-jail-"+itoa(os.Getpid()), nil)
+	g, err := (&cgroup.Hierarchy{Root: root}).Create("kata-test-jail-"+itoa(os.Getpid()), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
