@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -128,7 +129,7 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if err != nil {
 		return err
 	}
-	cfg.Cgroup = s.adopt
+	cfg.Place = s.place
 	if err := s.bootMachine(ctx, cfg, o); err != nil {
 		return err
 	}
@@ -137,6 +138,9 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 		return guest.Error(err, false)
 	}, s.log)
 	s.undo.Push("copies of volumes", func(context.Context) error { s.mirrors.Close(); return nil })
+	if err := <-s.entered; err != nil {
+		return fmt.Errorf("host cgroup: %w", err)
+	}
 	// After the boot, which would only take longer for it.
 	return s.limitHost(o, size)
 }
@@ -192,22 +196,27 @@ func (s *Sandbox) makeCgroup(ctx context.Context, o BootOptions) error {
 	for _, w := range g.Warnings() {
 		s.log.Warn("host cgroup", "what", w)
 	}
-	if err := g.AddPID(os.Getpid()); err != nil {
-		return fmt.Errorf("host cgroup %s: %w", path, err)
-	}
 	s.cgroup = g
 	return nil
 }
 
-// adopt puts a process of the sandbox where it belongs, before its first use.
-func (s *Sandbox) adopt(pid int) error {
-	if err := s.cgroup.AddPID(pid); err != nil {
+// follow begins to move the owner into the cgroup that its children are in, which
+// takes the kernel its time: entered tells.
+func (s *Sandbox) follow() {
+	entered := make(chan error, 1)
+	s.background.Go(func() { entered <- s.cgroup.AddPID(os.Getpid()) })
+	s.entered = entered
+}
+
+// place puts what the calling thread is about to start where it belongs.
+func (s *Sandbox) place(attr *syscall.SysProcAttr) error {
+	if err := s.cgroup.Enter(attr); err != nil {
 		return err
 	}
 	if s.cpus == "" {
 		return nil
 	}
-	return resources.Pin(pid, s.cpus)
+	return resources.Pin(s.cpus)
 }
 
 // limitHost holds the sandbox as a whole to the CPU time that the containers
@@ -294,7 +303,7 @@ func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size 
 func (s *Sandbox) serveShare(ctx context.Context, fs string) (vmm.Share, error) {
 	defer timeline.Step(ctx, "file server")()
 	srv, err := s.share.Serve(ctx, share.ServerConfig{
-		FS: fs, Daemon: s.conf.Hypervisor.VirtioFSDaemon, Socket: filepath.Join(s.dir, "virtiofsd.sock"), Cgroup: s.adopt,
+		FS: fs, Daemon: s.conf.Hypervisor.VirtioFSDaemon, Socket: filepath.Join(s.dir, "virtiofsd.sock"), Place: s.place,
 	})
 	if err != nil {
 		return vmm.Share{}, err
@@ -338,6 +347,7 @@ func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
 		return err
 	}
 	s.machine, s.disks = m, disk.New(m, s.opts.HostMounts)
+	s.follow()
 	s.background.Go(func() {
 		select {
 		case <-m.Done():
