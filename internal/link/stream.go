@@ -34,6 +34,7 @@ type stream struct {
 	closeOnce          sync.Once
 
 	reading sync.Mutex // held by the one Read that is at work
+	first   func()     // guarded by reading: called at the first byte, nil from then on
 	writing sync.Mutex // held by the one Write that is at work
 
 	// All that follows is guarded by s.mu.
@@ -170,6 +171,10 @@ func (st *stream) await() (ring, error) {
 			case <-st.readBy.wait():
 				return ring{}, os.ErrDeadlineExceeded
 			default:
+			}
+			if st.first != nil {
+				st.first()
+				st.first = nil
 			}
 			return in, nil
 		case end:
