@@ -1,9 +1,7 @@
 package oci
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
 
@@ -27,48 +25,8 @@ type target struct {
 // find finds what a person has named, by an id of a sandbox or container, or the
 // first letters of one.
 func (a *app) find(name string) (target, error) {
-	states, err := report.List(a.conf.Runtime.StateDir)
-	if errors.Is(err, fs.ErrPermission) {
-		return target{}, fmt.Errorf("%w; run it as root", err)
-	}
-	t, ferr := pick(states, name)
-	if ferr != nil {
-		return t, errors.Join(ferr, err)
-	}
-	if !t.sandbox.Alive {
-		return t, fmt.Errorf("sandbox %s has no owner any more: it ended without cleaning up; `kata gc` removes what is left", t.sandbox.ID)
-	}
-	return t, nil
-}
-
-// pick picks among the sandboxes. The container that a sandbox is made for has
-// its id, which means the sandbox.
-func pick(states []report.Sandbox, name string) (target, error) {
-	var found []target
-	var ids []string
-	for _, exact := range []bool{true, false} {
-		match := func(id string) bool {
-			return id == name || !exact && name != "" && strings.HasPrefix(id, name)
-		}
-		for _, st := range states {
-			if match(st.ID) {
-				found, ids = append(found, target{sandbox: st}), append(ids, st.ID)
-			}
-			for i, c := range st.Containers {
-				if match(c.ID) && c.ID != st.ID {
-					found, ids = append(found, target{sandbox: st, container: &st.Containers[i]}), append(ids, c.ID)
-				}
-			}
-		}
-		switch len(found) {
-		case 0:
-		case 1:
-			return found[0], nil
-		default:
-			return target{}, fmt.Errorf("%q is the beginning of several ids: %s", name, strings.Join(ids, ", "))
-		}
-	}
-	return target{}, fmt.Errorf("there is no sandbox or container %q; `kata-runtime list` shows those that there are", name)
+	st, c, err := report.Find(a.conf.Runtime.StateDir, name)
+	return target{sandbox: st, container: c}, err
 }
 
 // work is the container that is meant where one has to be: of a pod, the only one

@@ -45,10 +45,10 @@ func TestPick(t *testing.T) {
 		{"other", "", `there is no sandbox or container "other"; ` + "`kata-runtime list` shows those that there are"},
 		{"", "", `there is no sandbox or container ""; ` + "`kata-runtime list` shows those that there are"},
 	} {
-		target, err := pick(states, tt.name)
+		sandbox, container, err := report.Pick(states, tt.name)
 		var c report.Container
 		if err == nil {
-			c, err = target.work()
+			c, err = target{sandbox, container}.work()
 		}
 		text := ""
 		if err != nil {
