@@ -81,7 +81,7 @@ func newRoot(release func()) *cobra.Command {
 	root.SetVersionTemplate(ownVersion())
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default "+config.File+")")
 	root.AddCommand(
-		a.runCommand(release), a.execCommand(release), a.psCommand(), a.logsCommand(), a.stopCommand(), a.killCommand(),
+		a.runCommand(release), a.execCommand(release), a.psCommand(), a.logsCommand(), a.traceCommand(), a.stopCommand(), a.killCommand(),
 		a.rmCommand(), a.pullCommand(), a.imagesCommand(), a.gcCommand(), a.configCommand(), a.imageCommand(), a.templateCommand(), a.installCommand(),
 		a.uninstallCommand(), versionCommand(),
 	)

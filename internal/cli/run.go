@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"text/tabwriter"
 	"time"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -20,8 +18,12 @@ import (
 	"github.com/seed-efd44b36/kata/internal/runflags"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/timeline"
+	"github.com/seed-efd44b36/kata/internal/timeline/chart"
 	"github.com/spf13/cobra"
 )
+
+// traceTimeout bounds the wait for the time line that --trace prints.
+const traceTimeout = 10 * time.Second
 
 func (a *app) runCommand(release func()) *cobra.Command {
 	var (
@@ -47,7 +49,7 @@ func (a *app) runCommand(release func()) *cobra.Command {
 	f.Bool("help", false, "help for run") // -h is --hostname, as in docker
 	fl.Register(f)
 	f.StringVar(&rootfs, "rootfs", "", "use this directory as the root file system, instead of an image")
-	f.BoolVar(&trace, "trace", false, "print the time line of the start to standard error")
+	f.BoolVar(&trace, "trace", false, "print the time line of the start to standard error, at the end or when it is detached")
 	return cmd
 }
 
@@ -65,17 +67,13 @@ type run struct {
 	plan   *runflags.Plan
 	mounts []*proxyv1.RootfsMount
 	client *proxy.Client
-	phases []timeline.Phase
-}
-
-func (r *run) phase(name string) (end func()) {
-	start := time.Now()
-	return func() {
-		r.phases = append(r.phases, timeline.Phase{Name: name, Start: start, Dur: time.Since(start)})
-	}
+	line   *timeline.Start // as far as this program has come
 }
 
 func (r *run) do(ctx context.Context, args []string) (err error) {
+	r.line = timeline.Program("kata")
+	ctx = r.line.In(ctx)
+	defer r.printTrace()
 	if err := r.ensureGuestImage(ctx); err != nil {
 		return err
 	}
@@ -97,6 +95,7 @@ func (r *run) do(ctx context.Context, args []string) (err error) {
 			return errors.Join(err, r.end())
 		}
 		keep = true
+		r.printTrace()
 		return r.client.Close()
 	}
 	keep = !r.fl.Remove
@@ -114,7 +113,7 @@ func (r *run) do(ctx context.Context, args []string) (err error) {
 // ensureGuestImage makes kernel and initrd ready, where the person can see what
 // takes long; kata-proxy finds them made.
 func (r *run) ensureGuestImage(ctx context.Context) error {
-	defer r.phase("guest image")()
+	defer timeline.Step(ctx, "guest image")()
 	b, err := r.guestImages(func(line string) { fmt.Fprintln(r.errOut, "kata: "+line) })
 	if err != nil {
 		return err
@@ -125,7 +124,8 @@ func (r *run) ensureGuestImage(ctx context.Context) error {
 
 // prepare makes the container's directory: the OCI bundle.
 func (r *run) prepare(ctx context.Context, args []string) (err error) {
-	defer r.phase("image and bundle")()
+	ctx, end := timeline.Begin(ctx, "image and bundle")
+	defer end()
 	id := newID()
 	r.record = record{
 		ID: id, Name: r.fl.Name, Image: r.rootfs, Created: time.Now(),
@@ -211,7 +211,6 @@ func (r *run) prepare(ctx context.Context, args []string) (err error) {
 
 // boot starts the sandbox and writes the files that depend on its network.
 func (r *run) boot(ctx context.Context) (err error) {
-	defer r.phase("sandbox")()
 	r.client, err = proxy.Spawn(ctx, proxy.SpawnOptions{
 		ID: r.record.ID, StateDir: r.conf.Runtime.StateDir, ConfigPath: r.configPath,
 	})
@@ -269,7 +268,6 @@ func (r *run) start(ctx context.Context) error {
 	if _, err := r.client.Start(ctx, &proxyv1.StartRequest{Container: r.record.ID}); err != nil {
 		return proxy.Explain(err)
 	}
-	r.printTrace(ctx)
 	return nil
 }
 
@@ -321,6 +319,7 @@ func (r *run) end() error {
 	if r.client == nil {
 		return nil
 	}
+	r.printTrace() // while there is somebody to ask
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	// Should kata-proxy have died, what it left is removed here.
@@ -329,26 +328,23 @@ func (r *run) end() error {
 	return err
 }
 
-// printTrace prints the time line of the start, this program's part and that
-// of kata-proxy, in the order of time.
-func (r *run) printTrace(ctx context.Context) {
+// printTrace prints the time line of the start, once: as the owner of the sandbox
+// has it, or if there is none, as far as this program has come.
+func (r *run) printTrace() {
 	if !r.trace {
 		return
 	}
-	resp, err := r.client.Trace(ctx, &proxyv1.TraceRequest{})
-	if err != nil {
-		fmt.Fprintln(r.errOut, "kata: trace: "+proxy.Explain(err).Error())
-		return
+	r.trace = false
+	ch := chart.Chart{Sandbox: r.record.ID, History: timeline.NewRecorder(r.record.ID, r.line).History()}
+	if r.client != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), traceTimeout)
+		defer cancel()
+		h, err := r.client.History(ctx)
+		if err != nil {
+			fmt.Fprintln(r.errOut, "kata: "+err.Error())
+		} else {
+			ch.History = h
+		}
 	}
-	phases := r.phases
-	for _, p := range resp.GetPhases() {
-		phases = append(phases, timeline.Phase{Name: "  " + p.GetName(), Start: time.Unix(0, p.GetStartUnixNs()), Dur: time.Duration(p.GetDurationNs())})
-	}
-	slices.SortStableFunc(phases, func(a, b timeline.Phase) int { return a.Start.Compare(b.Start) })
-	w := tabwriter.NewWriter(r.errOut, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "start ms\tfor ms\t  phase\t")
-	for _, p := range phases {
-		fmt.Fprintf(w, "%.1f\t%.1f\t  %s\n", p.Start.Sub(r.record.Created).Seconds()*1e3, p.Dur.Seconds()*1e3, p.Name)
-	}
-	_ = w.Flush()
+	_ = ch.Write(r.errOut, chart.Table)
 }

@@ -14,6 +14,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/seed-efd44b36/kata/internal/thread"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,6 +33,7 @@ func Run(ctx context.Context, mounts *os.File, hooks []specs.Hook, state specs.S
 	if len(hooks) == 0 {
 		return nil
 	}
+	defer timeline.Step(ctx, "hooks")()
 	input, err := json.Marshal(state)
 	if err != nil {
 		return fmt.Errorf("hooks: %w", err)

@@ -62,7 +62,7 @@ func newRoot(release func()) *cobra.Command {
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default "+config.File+")")
 	root.PersistentFlags().StringVar(&a.configPath, "kata-config", "", "the same as --config")
 	_ = root.PersistentFlags().MarkHidden("kata-config")
-	root.AddCommand(a.runCommand(release), a.listCommand(), a.execCommand(release), a.consoleCommand(), a.logsCommand(),
+	root.AddCommand(a.runCommand(release), a.listCommand(), a.execCommand(release), a.consoleCommand(), a.logsCommand(), a.traceCommand(),
 		a.checkCommand(), a.envCommand(), a.versionCommand())
 	return root
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/spec"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/spf13/cobra"
 )
 
@@ -38,6 +39,7 @@ func (a *app) runCommand(release func()) *cobra.Command {
 
 // run boots a sandbox for one container, attaches to it, and ends both.
 func (a *app) run(ctx context.Context, id, bundle string, release func()) (err error) {
+	ctx = timeline.Program("kata-runtime").In(ctx)
 	sp, err := spec.Load(bundle)
 	if err != nil {
 		return err

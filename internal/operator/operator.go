@@ -145,6 +145,22 @@ func (c Calls) Console(_ context.Context, r *proxyv1.ConsoleRequest) (*proxyv1.C
 	return &proxyv1.ConsoleResponse{Output: b, Next: next, Over: over}, nil
 }
 
+// Trace tells how long the steps of the starts took.
+func (c Calls) Trace(context.Context, *proxyv1.TraceRequest) (*proxyv1.TraceResponse, error) {
+	h := c.Sandbox.History()
+	resp := &proxyv1.TraceResponse{Forgotten: uint32(h.Forgotten)}
+	for _, l := range h.Lines {
+		st := &proxyv1.TraceStart{Container: l.Container, Exec: l.Exec}
+		for _, p := range l.Phases {
+			st.Phases = append(st.Phases, &proxyv1.TracePhase{
+				Name: p.Name, StartUnixNs: p.Start.UnixNano(), DurationNs: int64(p.Dur), Depth: uint32(p.Depth), Open: p.Open, Guest: p.Guest,
+			})
+		}
+		resp.Starts = append(resp.Starts, st)
+	}
+	return resp, nil
+}
+
 func (c Calls) process(container, exec string) (*sandbox.Process, error) {
 	ct, err := c.Sandbox.Container(container)
 	if err != nil {

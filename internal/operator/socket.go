@@ -119,11 +119,11 @@ func (s *Socket) bridge(ctx context.Context, client link.Stream, h link.Header) 
 	return link.CopyToEnd(client, guest)
 }
 
-// Register registers what an engine's sandbox has of the service: the console,
-// and processes that Exec has made. Its containers obey the engine alone.
+// Register registers what an engine's sandbox has of the service: the console, the
+// time lines, and processes that Exec has made. Its containers obey the engine alone.
 func (c Calls) Register(rpc *ttrpc.Server) {
 	rpc.RegisterService("kata.proxy.v1.Proxy", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
-		"Console": method(c.Console), "Exec": method(c.Exec),
+		"Console": method(c.Console), "Trace": method(c.Trace), "Exec": method(c.Exec),
 		"Start": ofExec(c.Start), "Signal": ofExec(c.Signal), "Wait": ofExec(c.Wait), "Resize": ofExec(c.Resize), "Delete": ofExec(c.Delete),
 	}})
 }

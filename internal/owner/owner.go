@@ -21,6 +21,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/network"
 	"github.com/seed-efd44b36/kata/internal/program"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"github.com/seed-efd44b36/kata/internal/vmm/qemu"
 )
@@ -37,6 +38,8 @@ type Options struct {
 	HostMounts *os.File
 	// LogAlso gets a copy of the log; nil for none. It must not block.
 	LogAlso io.Writer
+	// Start is the time line of the start so far, nil for none.
+	Start *timeline.Start
 }
 
 // Open makes the sandbox and its log, which becomes the standard error of the
@@ -58,7 +61,7 @@ func Open(o Options) (*sandbox.Sandbox, *slog.Logger, error) {
 		saved = templates{conf: conf, store: Store(conf)}
 	}
 	sb, err := sandbox.New(sandbox.Options{
-		ID: o.ID, Config: conf, Log: log, HostMounts: o.HostMounts,
+		ID: o.ID, Config: conf, Log: log, HostMounts: o.HostMounts, Start: o.Start,
 		Image: images.Ensure, Templates: saved,
 		Accel: func(ctx context.Context) vmm.Accel { return detectAccel(ctx, conf, log) },
 		NewMachine: func(c vmm.Config, l *slog.Logger) (vmm.Machine, error) {
@@ -89,7 +92,8 @@ func Open(o Options) (*sandbox.Sandbox, *slog.Logger, error) {
 
 // NewNetNS makes a network namespace in the sandbox's directory, which goes with
 // the sandbox.
-func NewNetNS(sb *sandbox.Sandbox) (path string, err error) {
+func NewNetNS(ctx context.Context, sb *sandbox.Sandbox) (path string, err error) {
+	defer timeline.Step(ctx, "network namespace")()
 	path = filepath.Join(sb.Dir(), "netns")
 	if err := sb.Own(cleanup.Record{Kind: cleanup.KindNetns, Name: path}, nil); err != nil {
 		return "", err

@@ -22,6 +22,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/program"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -65,6 +66,8 @@ func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
 	if err := sandbox.CheckID(o.ID); err != nil {
 		return nil, err
 	}
+	ctx, end := timeline.Begin(ctx, "start kata-proxy")
+	defer end()
 	path, err := program.Find("kata-proxy")
 	if err != nil {
 		return nil, err
@@ -94,7 +97,7 @@ func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
 	cmd := exec.Command(path, "--id", o.ID, "--config", configPath)
 	cmd.ExtraFiles = []*os.File{readyW, ownerR, mounts}
 	cmd.Dir = "/"
-	cmd.Env = program.Environment()
+	cmd.Env = append(program.Environment(), timeline.Environ(ctx)...)
 	if err := unix.CloseRange(firstForeignFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("start kata-proxy: keep descriptors to ourselves: %w", err)
 	}
@@ -154,6 +157,26 @@ func Dial(ctx context.Context, stateDir, id string) (*Client, error) {
 	c.rpc = ttrpc.NewClient(st, ttrpc.WithOnClose(func() { close(c.gone) }))
 	c.ProxyService = proxyv1.NewProxyClient(c.rpc)
 	return c, nil
+}
+
+// History asks for the time lines of the sandbox's starts.
+func (c *Client) History(ctx context.Context) (timeline.History, error) {
+	resp, err := c.Trace(ctx, &proxyv1.TraceRequest{})
+	if err != nil {
+		return timeline.History{}, fmt.Errorf("time line of sandbox %s: %w", c.id, Explain(err))
+	}
+	h := timeline.History{Forgotten: int(resp.GetForgotten())}
+	for _, st := range resp.GetStarts() {
+		l := timeline.Line{Container: st.GetContainer(), Exec: st.GetExec()}
+		for _, p := range st.GetPhases() {
+			l.Phases = append(l.Phases, timeline.Phase{
+				Name: p.GetName(), Start: time.Unix(0, p.GetStartUnixNs()), Dur: time.Duration(p.GetDurationNs()),
+				Depth: int(p.GetDepth()), Open: p.GetOpen(), Guest: p.GetGuest(),
+			})
+		}
+		h.Lines = append(h.Lines, l)
+	}
+	return h, nil
 }
 
 // Gone is closed when the connection to kata-proxy has ended.

@@ -12,6 +12,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,7 @@ import (
 // Main is the program kata-proxy. It is started by Spawn only and returns its
 // exit status.
 func Main(args []string) int {
+	start := timeline.Program("kata-proxy")
 	fs := flag.NewFlagSet("kata-proxy", flag.ContinueOnError)
 	id := fs.String("id", "", "id of the sandbox")
 	path := fs.String("config", "", "path of the configuration file")
@@ -57,7 +59,7 @@ func Main(args []string) int {
 		syscall.CloseOnExec(int(fd))
 	}
 
-	sb, conf, log, err := open(*id, *path, mounts)
+	sb, conf, log, err := open(*id, *path, mounts, start)
 	if err != nil {
 		answer(err.Error())
 		return 1
@@ -73,11 +75,12 @@ func Main(args []string) int {
 }
 
 // open makes the sandbox and the log in its directory.
-func open(id, configPath string, mounts *os.File) (*sandbox.Sandbox, config.Config, *slog.Logger, error) {
+func open(id, configPath string, mounts *os.File, start *timeline.Start) (*sandbox.Sandbox, config.Config, *slog.Logger, error) {
+	defer timeline.Step(start.In(context.Background()), "open sandbox")()
 	loaded, err := config.Load(configPath)
 	if err != nil {
 		return nil, config.Config{}, nil, err
 	}
-	sb, log, err := owner.Open(owner.Options{ID: id, Config: loaded.Config, HostMounts: mounts})
+	sb, log, err := owner.Open(owner.Options{ID: id, Config: loaded.Config, HostMounts: mounts, Start: start})
 	return sb, loaded.Config, log, err
 }

@@ -55,7 +55,7 @@ func setupNetwork(n *cni.Networks) NetworkSetup {
 			return NetworkResult{}, err
 		}
 		s.OnClose("reserved ports", func(context.Context) error { return ports.Close() })
-		if a.NetNS, err = owner.NewNetNS(s); err != nil {
+		if a.NetNS, err = owner.NewNetNS(ctx, s); err != nil {
 			return NetworkResult{}, err
 		}
 		rec := cleanup.Record{Kind: cleanup.KindCNI, Name: a.Network, Extra: map[string]string{cleanup.ExtraNetns: a.NetNS}}

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -149,7 +148,7 @@ func (s *server) Boot(ctx context.Context, r *proxyv1.BootRequest) (*proxyv1.Boo
 		return nil, operator.Refuse(err)
 	}
 	if r.GetCni() != nil {
-		ctx, end := timeline.Begin(s.sb.Traced(ctx), "CNI")
+		ctx, end := timeline.Begin(s.sb.Traced(ctx), "CNI network")
 		res, err := s.network(ctx, s.sb, r.GetCni())
 		end()
 		if err != nil {
@@ -279,13 +278,4 @@ func (s *server) Shutdown(ctx context.Context, _ *proxyv1.ShutdownRequest) (*pro
 	err := s.sb.Close(ctx)
 	s.stop(errShutdown)
 	return &proxyv1.ShutdownResponse{}, operator.Refuse(err)
-}
-
-// Trace implements the Proxy service.
-func (s *server) Trace(context.Context, *proxyv1.TraceRequest) (*proxyv1.TraceResponse, error) {
-	resp := &proxyv1.TraceResponse{}
-	for _, p := range s.sb.Trace() {
-		resp.Phases = append(resp.Phases, &proxyv1.TracePhase{Name: strings.Repeat("  ", p.Depth) + p.Name, StartUnixNs: p.Start.UnixNano(), DurationNs: int64(p.Dur)})
-	}
-	return resp, nil
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -92,6 +91,7 @@ func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
 	ctx, end := timeline.Begin(s.Traced(ctx), "boot")
 	defer end()
 	if err := s.boot(ctx, o); err != nil {
+		s.log.Warn("start failed", "steps", s.trace.Own())
 		return s.explain(err)
 	}
 	s.mu.Lock()
@@ -129,7 +129,7 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if err != nil {
 		return err
 	}
-	cfg.Place = s.place
+	cfg.Cgroup = s.adopt
 	if err := s.bootMachine(ctx, cfg, o); err != nil {
 		return err
 	}
@@ -138,9 +138,6 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 		return guest.Error(err, false)
 	}, s.log)
 	s.undo.Push("copies of volumes", func(context.Context) error { s.mirrors.Close(); return nil })
-	if err := <-s.entered; err != nil {
-		return fmt.Errorf("host cgroup: %w", err)
-	}
 	// After the boot, which would only take longer for it.
 	return s.limitHost(o, size)
 }
@@ -196,27 +193,22 @@ func (s *Sandbox) makeCgroup(ctx context.Context, o BootOptions) error {
 	for _, w := range g.Warnings() {
 		s.log.Warn("host cgroup", "what", w)
 	}
+	if err := g.AddPID(os.Getpid()); err != nil {
+		return fmt.Errorf("host cgroup %s: %w", path, err)
+	}
 	s.cgroup = g
 	return nil
 }
 
-// follow begins to move the owner into the cgroup that its children are in, which
-// takes the kernel its time: entered tells.
-func (s *Sandbox) follow() {
-	entered := make(chan error, 1)
-	s.background.Go(func() { entered <- s.cgroup.AddPID(os.Getpid()) })
-	s.entered = entered
-}
-
-// place puts what the calling thread is about to start where it belongs.
-func (s *Sandbox) place(attr *syscall.SysProcAttr) error {
-	if err := s.cgroup.Enter(attr); err != nil {
+// adopt puts a process of the sandbox where it belongs, before its first use.
+func (s *Sandbox) adopt(pid int) error {
+	if err := s.cgroup.AddPID(pid); err != nil {
 		return err
 	}
 	if s.cpus == "" {
 		return nil
 	}
-	return resources.Pin(s.cpus)
+	return resources.Pin(pid, s.cpus)
 }
 
 // limitHost holds the sandbox as a whole to the CPU time that the containers
@@ -303,7 +295,7 @@ func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size 
 func (s *Sandbox) serveShare(ctx context.Context, fs string) (vmm.Share, error) {
 	defer timeline.Step(ctx, "file server")()
 	srv, err := s.share.Serve(ctx, share.ServerConfig{
-		FS: fs, Daemon: s.conf.Hypervisor.VirtioFSDaemon, Socket: filepath.Join(s.dir, "virtiofsd.sock"), Place: s.place,
+		FS: fs, Daemon: s.conf.Hypervisor.VirtioFSDaemon, Socket: filepath.Join(s.dir, "virtiofsd.sock"), Cgroup: s.adopt,
 	})
 	if err != nil {
 		return vmm.Share{}, err
@@ -347,7 +339,6 @@ func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
 		return err
 	}
 	s.machine, s.disks = m, disk.New(m, s.opts.HostMounts)
-	s.follow()
 	s.background.Go(func() {
 		select {
 		case <-m.Done():
@@ -368,7 +359,7 @@ func orGone(err error) error {
 
 // connect makes the link and waits for the agent's first answer.
 func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
-	ctx, end := timeline.Begin(ctx, "guest boot to agent's first answer")
+	ctx, end := timeline.Begin(ctx, "agent's first answer")
 	defer end()
 	g, err := guest.Connect(ctx, s.machine, cfg.VsockCID)
 	if err != nil {

@@ -87,7 +87,8 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	if err := CheckID(o.ID); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	ctx, end := timeline.Begin(s.Traced(ctx), "create container")
+	start := s.trace.Start(o.ID, "")
+	ctx, end := timeline.Begin(start.In(ctx), "create container")
 	defer end()
 	ctx, done, err := s.Begin(ctx, s.createTimeout())
 	if err != nil {
@@ -125,7 +126,7 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 		s: s, id: o.ID, opts: o, spec: sp, hooks: plan.Hooks, created: time.Now(),
 		status: report.Creating, execs: map[string]*Process{},
 	}
-	c.init = &Process{c: c, stdio: o.Stdio, done: make(chan struct{})}
+	c.init = &Process{c: c, start: start, stdio: o.Stdio, done: make(chan struct{})}
 	if sp.Process.Terminal {
 		c.init.stdio.Stderr = false
 	}
@@ -152,7 +153,9 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	if req.Spec, err = json.Marshal(plan.Guest); err != nil {
 		return nil, errors.Join(fmt.Errorf("encode spec: %w", err), c.release(ctx))
 	}
+	endCall := timeline.Step(ctx, "create in guest")
 	resp, err := s.guest.CreateContainer(ctx, req)
+	endCall()
 	if err != nil {
 		err = guest.Error(err, true)
 		c.init.finish(exitOfStartError(err))
@@ -291,7 +294,7 @@ func (c *Container) Exec(ctx context.Context, id string, process *specs.Process,
 	if process.Terminal {
 		stdio.Stderr = false
 	}
-	p := &Process{c: c, id: id, stdio: stdio, done: make(chan struct{})}
+	p := &Process{c: c, id: id, start: c.s.trace.Start(c.id, id), stdio: stdio, done: make(chan struct{})}
 	c.mu.Lock()
 	switch {
 	case c.status != report.Running:
@@ -307,6 +310,7 @@ func (c *Container) Exec(ctx context.Context, id string, process *specs.Process,
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.s.createTimeout())
 	defer cancel()
+	defer timeline.Step(p.start.In(ctx), "create exec")()
 	if _, err := c.s.guest.CreateExec(ctx, &agentv1.CreateExecRequest{Container: c.id, Exec: id, Process: b, Stdio: stdio.proto()}); err != nil {
 		c.mu.Lock()
 		delete(c.execs, id)

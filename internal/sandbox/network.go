@@ -86,6 +86,7 @@ func (s *Sandbox) settleNetwork(ctx context.Context) error {
 	if j.settled {
 		return nil
 	}
+	defer timeline.Step(ctx, "settle network")()
 	f, err := j.Follow(ctx, s.tellNetwork, s.log)
 	if err != nil {
 		return fmt.Errorf("network: %w", err)

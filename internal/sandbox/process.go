@@ -28,11 +28,14 @@ func (s Stdio) proto() *agentv1.Stdio {
 type Process struct {
 	c     *Container
 	id    string // empty for init
+	start *timeline.Start
 	stdio Stdio
 
 	done chan struct{} // closed when exit is set
 	exit report.Exit   // valid after done is closed
 	wait sync.Once     // starts the wait for its end
+	// output is done when the first byte of either output has come.
+	output sync.Once
 	// starting is held by Start, whose word on the end comes first if it fails.
 	starting sync.Mutex
 }
@@ -66,7 +69,12 @@ func (p *Process) OpenStdio(ctx context.Context, fd int) (link.Stream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open stdio %d of %s: %w", fd, p.name(), p.c.s.orDead(err))
 	}
-	return st, nil
+	if fd == 0 {
+		return st, nil
+	}
+	return link.OnFirst(st, func() {
+		p.output.Do(func() { timeline.Mark(p.start.In(context.Background()), "first output") })
+	}), nil
 }
 
 // Start runs the process. The error wraps ErrCommandNotFound or
@@ -79,6 +87,12 @@ func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 		return 0, fmt.Errorf("start %s: %w", p.name(), err)
 	}
 	defer done()
+	step := "start container"
+	if p.id != "" {
+		step = "start exec"
+	}
+	ctx, end := timeline.Begin(p.start.In(ctx), step)
+	defer end()
 	if p.id == "" {
 		if err := s.settleNetwork(ctx); err != nil {
 			return 0, fmt.Errorf("start %s: %w", p.name(), err)
@@ -86,11 +100,12 @@ func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 		if err := p.c.toStatus(report.Running, report.Created); err != nil {
 			return 0, err
 		}
-		defer timeline.Step(s.Traced(ctx), "start container")()
 	}
 	p.starting.Lock()
 	p.await() // now, to save the time of a call to the guest
+	endCall := timeline.Step(ctx, "start in guest")
 	resp, err := s.guest.StartProcess(ctx, &agentv1.StartProcessRequest{Container: p.c.id, Exec: p.id})
+	endCall()
 	if err != nil {
 		err = s.orDead(guest.Error(err, true))
 		p.finish(exitOfStartError(err))

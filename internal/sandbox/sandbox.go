@@ -53,7 +53,8 @@ const (
 	lostGrace = time.Second
 )
 
-// Options are what a sandbox is made from. All fields are needed but Templates.
+// Options are what a sandbox is made from. All fields are needed but Templates and
+// Start.
 type Options struct {
 	ID     string
 	Config config.Config
@@ -70,6 +71,8 @@ type Options struct {
 	NewMachine func(vmm.Config, *slog.Logger) (vmm.Machine, error)
 	// Templates of machines; nil: every machine boots.
 	Templates Templates
+	// Start is the time line of the start so far; nil: it begins here.
+	Start *timeline.Start
 }
 
 // Sandbox is one virtual machine with its containers. It is safe for
@@ -89,7 +92,7 @@ type Sandbox struct {
 	joint  *joint // nil without a network
 	cgroup *resources.Cgroup
 	cpus   string // of the host, that the sandbox is held to; empty: all
-	trace  timeline.Start
+	trace  *timeline.Recorder
 
 	// Set by Boot before anyone else can see them.
 	machine vmm.Machine
@@ -98,7 +101,6 @@ type Sandbox struct {
 	guest   *guest.Guest
 	accel   vmm.Accel
 	want    func(context.Context) error // a template; nil: there is one, or need not be
-	entered chan error                  // gets whether the owner is in the cgroup; from the machine's start on
 
 	// life ends when the sandbox dies; calls without a deadline hang on it.
 	life       context.Context
@@ -134,7 +136,7 @@ func New(o Options) (_ *Sandbox, err error) {
 	s := &Sandbox{
 		id: o.ID, dir: filepath.Join(o.Config.Runtime.StateDir, o.ID), conf: o.Config,
 		log: o.Log.With("sandbox", o.ID), opts: o, created: time.Now(),
-		containers: map[string]*Container{}, closed: make(chan struct{}),
+		trace: timeline.NewRecorder(o.ID, o.Start), containers: map[string]*Container{}, closed: make(chan struct{}),
 	}
 	s.life, s.endLife = context.WithCancel(context.Background())
 	s.open, s.endOpen = context.WithCancel(s.life)
@@ -183,8 +185,9 @@ func (s *Sandbox) ID() string { return s.id }
 // Dir is the sandbox's directory, private to root.
 func (s *Sandbox) Dir() string { return s.dir }
 
-// Trace is the time line of the start so far.
-func (s *Sandbox) Trace() []timeline.Phase { return s.trace.Phases() }
+// History has the time lines of the sandbox's start, and of the last starts of
+// containers and execs.
+func (s *Sandbox) History() timeline.History { return s.trace.History() }
 
 // Info tells what the virtual machine is; valid after Boot.
 func (s *Sandbox) Info() report.Sandbox { return s.state() }
@@ -193,9 +196,9 @@ func (s *Sandbox) Info() report.Sandbox { return s.state() }
 // together; valid after Boot.
 func (s *Sandbox) Usage() resources.Stats { return s.cgroup.Stats() }
 
-// Traced returns a context for what a front end does for the start: its steps
-// (timeline.Begin) are in the time line.
-func (s *Sandbox) Traced(ctx context.Context) context.Context { return s.trace.In(ctx) }
+// Traced returns a context for what a front end does for the start of the sandbox:
+// its steps (timeline.Begin) are in the time line.
+func (s *Sandbox) Traced(ctx context.Context) context.Context { return s.trace.Own().In(ctx) }
 
 // Dead is closed when the sandbox has ended, whether asked for or not.
 func (s *Sandbox) Dead() <-chan struct{} { return s.life.Done() }
@@ -424,10 +427,6 @@ func (s *Sandbox) Close(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	var leaving sync.WaitGroup
-	if s.cgroup != nil {
-		leaving.Go(s.cgroup.Leave) // meanwhile
-	}
 	if s.guest != nil && !s.isDead() {
 		callCtx, cancel := context.WithTimeout(ctx, shutdownTimeout)
 		_, err := s.guest.Shutdown(callCtx, &agentv1.ShutdownRequest{})
@@ -440,7 +439,6 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	// The caller may have gone; what is to be released must be, all the same.
 	errs = append(errs, s.undo.Run(context.WithoutCancel(ctx)))
 	s.background.Wait()
-	leaving.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close sandbox %s: %w", s.id, err)
 	}

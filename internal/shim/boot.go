@@ -11,6 +11,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/shim/forward"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -91,13 +92,14 @@ func serveSandbox(ctx context.Context, sb *sandbox.Sandbox, log *slog.Logger, o 
 	o.LateNetwork = o.NetNS == ""
 	if o.LateNetwork {
 		var err error
-		if o.NetNS, err = owner.NewNetNS(sb); err != nil {
+		if o.NetNS, err = owner.NewNetNS(sb.Traced(ctx), sb); err != nil {
 			return err
 		}
 	}
 	if err := sb.Boot(ctx, o); err != nil {
 		return err
 	}
+	defer timeline.Step(sb.Traced(ctx), "operator's socket and port-forward")()
 	calls := operator.Calls{Sandbox: sb, Engine: true}
 	socket, err := operator.Listen(context.WithoutCancel(ctx), calls, log, calls.Register)
 	if err != nil {

@@ -25,6 +25,7 @@ import (
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/seed-efd44b36/kata/internal/shim/features"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"google.golang.org/protobuf/proto"
 )
@@ -96,7 +97,7 @@ func (c command) start() error {
 	if err != nil {
 		return fmt.Errorf("read containerd's parameters: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(timeline.Program("containerd-shim-kata-v2 start").In(context.Background()), startTimeout)
 	defer cancel()
 	params := parseParameters(input)
 	dir, err := os.Getwd()

@@ -19,6 +19,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/shim/pod"
 	"github.com/seed-efd44b36/kata/internal/spec"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"golang.org/x/sys/unix"
 )
 
@@ -83,7 +84,7 @@ func launch(ctx context.Context, c command, p parameters, leader, dir string) (a
 		err = rec.write(dir)
 	}
 	if err == nil {
-		err = spawn(c, listener)
+		err = spawn(ctx, c, listener)
 	}
 	if err != nil {
 		return "", errors.Join(err, os.Remove(rec.Socket))
@@ -111,6 +112,7 @@ func join(ctx context.Context, id, leader, dir string) (address string, err erro
 // prepare does what takes memory that the shim is not to keep, and finds what is
 // wrong with the configuration, and an id for the sandbox that is free.
 func prepare(ctx context.Context, rec *record, hash string) error {
+	defer timeline.Step(ctx, "configuration and guest image")()
 	loaded, err := config.Load(rec.Config)
 	if err != nil {
 		return err
@@ -163,7 +165,9 @@ func listen(ctx context.Context, path string) (*os.File, error) {
 }
 
 // spawn starts the shim, which outlives us.
-func spawn(c command, listener *os.File) error {
+func spawn(ctx context.Context, c command, listener *os.File) error {
+	ctx, end := timeline.Begin(ctx, "start the shim")
+	defer end()
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("start the shim: %w", err)
@@ -184,7 +188,8 @@ func spawn(c command, listener *os.File) error {
 	cmd.ExtraFiles = []*os.File{listener, mounts}
 	// Nothing else of containerd's surroundings: what is started from there
 	// (hooks, programs that log) runs as root.
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", ttrpcAddressEnv + "=" + os.Getenv(ttrpcAddressEnv)}
+	cmd.Env = append(timeline.Environ(ctx),
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", ttrpcAddressEnv+"="+os.Getenv(ttrpcAddressEnv))
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid: true, // what ends containerd must not end us
 		// Whatever is mounted for the sandbox is seen by it alone and ends

@@ -26,6 +26,9 @@ func TestOperator(t *testing.T) {
 	if err != nil || len(console.GetOutput()) == 0 || console.GetNext() != int64(len(console.GetOutput())) || console.GetOver() {
 		t.Errorf("console: %v, %v", console, err)
 	}
+	if h, err := client.History(ctx); err != nil || len(h.Lines) != 2 || h.Lines[0].Phases[0].Name != "network namespace" || h.Lines[1].Container != "c" {
+		t.Errorf("time lines: %+v, %v", h, err)
+	}
 	if _, err := client.Exec(ctx, &proxyv1.ExecRequest{Container: "c", Exec: "e", Process: []byte(`{"args":["sh"],"cwd":"/"}`)}); err != nil {
 		t.Fatal(err)
 	}

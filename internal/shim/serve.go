@@ -20,6 +20,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/shim/clients"
 	"github.com/seed-efd44b36/kata/internal/shim/controller"
 	"github.com/seed-efd44b36/kata/internal/shim/publisher"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,6 +34,7 @@ const unusedTimeout = 20 * time.Second
 
 // serve is the shim itself. It is started by spawn, in the bundle.
 func (c command) serve() error {
+	start := timeline.Program("containerd-shim-kata-v2")
 	if err := sandbox.SilenceRPC(); err != nil {
 		return err
 	}
@@ -68,7 +70,7 @@ func (c command) serve() error {
 		namespace: c.namespace, id: c.id, mounts: mounts, log: log, stop: stop,
 		events: publisher.New(socketPath(os.Getenv(ttrpcAddressEnv)), c.namespace, log),
 		tasks:  map[string]*ctr{},
-		open:   func(context.Context) (*sandbox.Sandbox, *slog.Logger, error) { return open(rec, c.debug, out) },
+		open:   func(context.Context) (*sandbox.Sandbox, *slog.Logger, error) { return open(rec, c.debug, out, start) },
 	}
 	s.pod = controller.New(c.id, machine{s})
 	err = s.run(ctx, l)
@@ -82,7 +84,8 @@ func (c command) serve() error {
 }
 
 // open makes the sandbox with its real parts.
-func open(rec record, debug bool, logAlso io.Writer) (*sandbox.Sandbox, *slog.Logger, error) {
+func open(rec record, debug bool, logAlso io.Writer, start *timeline.Start) (*sandbox.Sandbox, *slog.Logger, error) {
+	defer timeline.Step(start.In(context.Background()), "open sandbox")()
 	loaded, err := config.Load(rec.Config)
 	if err != nil {
 		return nil, nil, err
@@ -96,7 +99,7 @@ func open(rec record, debug bool, logAlso io.Writer) (*sandbox.Sandbox, *slog.Lo
 	}
 	return owner.Open(owner.Options{
 		ID: rec.Sandbox, Config: conf, HostMounts: os.NewFile(uintptr(mounts), "mounts"),
-		LogAlso: logAlso,
+		LogAlso: logAlso, Start: start,
 	})
 }
 

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -98,7 +97,7 @@ func TestStartErrors(t *testing.T) {
 		{"not a program", t.Context(), Command{Path: "/etc/passwd"}, os.ErrPermission},
 		{"no directory", t.Context(), Command{Path: "/bin/true", Dir: "/no/such"}, os.ErrNotExist},
 		{"cancelled", cancelled, Command{Path: "/bin/true"}, context.Canceled},
-		{"place", t.Context(), Command{Path: "/bin/true", Place: func(*syscall.SysProcAttr) error { return io.ErrShortWrite }}, io.ErrShortWrite},
+		{"cgroup", t.Context(), Command{Path: "/bin/true", Cgroup: func(int) error { return io.ErrShortWrite }}, io.ErrShortWrite},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p, err := Start(test.ctx, test.command)

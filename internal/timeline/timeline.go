@@ -5,14 +5,17 @@
 // own steps (Begin, Step) without knowing who reads them; where a context carries
 // nothing, nothing is recorded. Steps nest as the contexts do.
 //
-// A Recorder belongs to a sandbox, which has many starts in its life: its own, of
-// further containers, of execs. It keeps the first and the last of them.
+// A start goes through several programs. Each begins with Program, and gives what
+// it has recorded to the next by Environ.
 package timeline
 
 import (
 	"cmp"
 	"context"
+	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -24,7 +27,8 @@ const maxSteps = 256
 // as its zero value.
 type Start struct {
 	mu    sync.Mutex
-	steps []step // guarded by mu
+	steps []step // guarded by mu; a step comes after the one that it is a part of
+	top   int    // guarded by mu: 1 + the step that all others are parts of, 0 for none
 }
 
 // step is a part of a start.
@@ -33,6 +37,7 @@ type step struct {
 	parent int // -1 for none
 	start  time.Time
 	end    time.Time // zero while it lasts
+	whole  bool      // it lasts as long as its parts: end means nothing
 	guest  bool
 }
 
@@ -40,12 +45,13 @@ type step struct {
 type Phase struct {
 	Name  string
 	Start time.Time
-	Dur   time.Duration
+	// Dur is 0 for what happens at one moment.
+	Dur time.Duration
 	// Depth is how many phases this one is a part of.
 	Depth int
 	// Open tells that it has not ended: Dur is how long it has lasted.
 	Open bool
-	// Guest tells that the name or the times are the guest's word.
+	// Guest tells that the times are the guest's word.
 	Guest bool
 }
 
@@ -60,7 +66,9 @@ type placeKey struct{}
 
 // In returns a context for what is done for the start.
 func (s *Start) In(ctx context.Context) context.Context {
-	return context.WithValue(ctx, placeKey{}, place{start: s, step: -1})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return context.WithValue(ctx, placeKey{}, place{start: s, step: s.top - 1})
 }
 
 // Begin begins a step of what the context is for; end ends it. What is begun in
@@ -83,6 +91,33 @@ func Step(ctx context.Context, name string) (end func()) {
 	return end
 }
 
+// Mark records that something happens now.
+func Mark(ctx context.Context, name string) {
+	if at, ok := ctx.Value(placeKey{}).(place); ok {
+		now := time.Now()
+		at.start.add(step{name: name, parent: at.step, start: now, end: now})
+	}
+}
+
+// Told records a step that the guest tells of, as a part of the one that is being
+// done: what would lie before that or in the future is cut off.
+func Told(ctx context.Context, name string, start, end time.Time) {
+	at, ok := ctx.Value(placeKey{}).(place)
+	if !ok || at.step < 0 {
+		return
+	}
+	from := at.start.began(at.step)
+	if start.Before(from) {
+		start = from
+	}
+	if now := time.Now(); end.After(now) {
+		end = now
+	}
+	if end.After(start) {
+		at.start.add(step{name: name, parent: at.step, start: start, end: end, guest: true})
+	}
+}
+
 // add adds a step and returns its number, or -1 if there are too many.
 func (s *Start) add(st step) int {
 	s.mu.Lock()
@@ -101,32 +136,71 @@ func (s *Start) end(n int) {
 	s.steps[n].end = now
 }
 
+func (s *Start) began(n int) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.steps[n].start
+}
+
 // Phases are the steps so far in the order of time, each before its parts.
 func (s *Start) Phases() []Phase {
 	now := time.Now()
-	s.mu.Lock()
-	steps := slices.Clone(s.steps)
-	s.mu.Unlock()
+	steps := s.copied()
 	parts := map[int][]int{}
-	for n, st := range steps {
+	open := make([]bool, len(steps))
+	for n, st := range slices.Backward(steps) { // parts come after what they are of
 		parts[st.parent] = append(parts[st.parent], n)
-	}
-	phases := make([]Phase, 0, len(steps))
-	var add func(parent, depth int)
-	add = func(parent, depth int) {
-		ns := parts[parent]
-		slices.SortStableFunc(ns, func(a, b int) int {
-			return cmp.Or(steps[a].start.Compare(steps[b].start), cmp.Compare(a, b))
-		})
-		for _, n := range ns {
-			p := Phase{Name: steps[n].name, Start: steps[n].start, Depth: depth, Open: steps[n].end.IsZero(), Guest: steps[n].guest}
-			if p.Dur = steps[n].end.Sub(p.Start); p.Open {
-				p.Dur = now.Sub(p.Start)
+		if !st.whole {
+			open[n] = st.end.IsZero()
+		}
+		if open[n] {
+			steps[n].end = now
+		}
+		if p := st.parent; p >= 0 && steps[p].whole {
+			open[p] = open[p] || open[n]
+			if steps[n].end.After(steps[p].end) {
+				steps[p].end = steps[n].end
 			}
-			phases = append(phases, p)
-			add(n, depth+1)
 		}
 	}
-	add(-1, 0)
+	var base time.Time
+	if len(steps) > 0 {
+		base = steps[0].start
+	}
+	phases := make([]Phase, 0, len(steps))
+	var show func(of, depth int)
+	show = func(of, depth int) {
+		slices.SortFunc(parts[of], func(a, b int) int {
+			return cmp.Or(steps[a].start.Compare(steps[b].start), cmp.Compare(a, b))
+		})
+		for _, n := range parts[of] {
+			st := steps[n]
+			phases = append(phases, Phase{
+				// The clock may have been set meanwhile: what counts is the time between.
+				Name: st.name, Start: base.Add(st.start.Sub(base)).Round(0), Dur: max(0, st.end.Sub(st.start)), Depth: depth, Open: open[n], Guest: st.guest,
+			})
+			show(n, depth+1)
+		}
+	}
+	show(-1, 0)
 	return phases
+}
+
+// LogValue implements slog.LogValuer: the steps, and how many milliseconds they took.
+func (s *Start) LogValue() slog.Value {
+	var (
+		path  []string
+		steps []string
+	)
+	for _, p := range s.Phases() {
+		path = append(path[:p.Depth], p.Name)
+		steps = append(steps, fmt.Sprintf("%s: %.1f", strings.Join(path, "/"), p.Dur.Seconds()*1e3))
+	}
+	return slog.AnyValue(steps)
+}
+
+func (s *Start) copied() []step {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.steps)
 }

@@ -33,6 +33,25 @@ func operated(t *testing.T, args ...string) string {
 	return strings.TrimSuffix(r.Stdout, "\n")
 }
 
+// traced looks at the time line of a pod with a container.
+func traced(t *testing.T, pod, container string) {
+	t.Helper()
+	const starter, shim = "containerd-shim-kata-v2 start", "containerd-shim-kata-v2"
+	lines := harness.TimeLine(t, operated(t, "trace", "--json", pod))
+	harness.InOrder(t, lines[""],
+		starter, starter+"/program start", starter+"/configuration and guest image", starter+"/start the shim",
+		shim, shim+"/program start", shim+"/open sandbox", shim+"/boot", shim+"/boot/network", shim+"/boot/VMM", shim+"/boot/VMM/QEMU up",
+		shim+"/boot/agent's first answer", shim+"/boot/guest set-up")
+	harness.InOrder(t, lines[container], "create container", "create container/create in guest", "start container", "start container/start in guest")
+	lines = harness.TimeLine(t, operated(t, "trace", "--json", container))
+	if len(lines[""]) > 0 || len(lines[container]) == 0 {
+		t.Errorf("the time line of a container has %v", lines)
+	}
+	if text := operated(t, "trace", "--svg", pod[:12]); !strings.HasPrefix(text, "<svg ") {
+		t.Errorf("the picture: %.200s", text)
+	}
+}
+
 // TestOperator looks at sandboxes of containerd with kata-runtime.
 func TestOperator(t *testing.T) {
 	eachPod(t, func(t *testing.T, c ctr) {
@@ -86,6 +105,7 @@ func TestOperator(t *testing.T) {
 			}
 			want(t, "lines of the log", fmt.Sprint(strings.Count(operated(t, "logs", "--tail", "1", p.id)+"\n", "\n")), "1")
 			operated(t, "console", p.id)
+			traced(t, p.id, main)
 			p.remove()
 			r = operate(t, "exec", p.id, "true")
 			if r.Code != 125 || !strings.Contains(r.Stderr, "there is no sandbox or container") {

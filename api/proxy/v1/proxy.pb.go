@@ -1718,8 +1718,10 @@ func (*TraceRequest) Descriptor() ([]byte, []int) {
 }
 
 type TraceResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Phases        []*TracePhase          `protobuf:"bytes,1,rep,name=phases,proto3" json:"phases,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Starts []*TraceStart          `protobuf:"bytes,1,rep,name=starts,proto3" json:"starts,omitempty"`
+	// How many older starts are not kept.
+	Forgotten     uint32 `protobuf:"varint,2,opt,name=forgotten,proto3" json:"forgotten,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1754,7 +1756,76 @@ func (*TraceResponse) Descriptor() ([]byte, []int) {
 	return file_proxy_proto_rawDescGZIP(), []int{32}
 }
 
-func (x *TraceResponse) GetPhases() []*TracePhase {
+func (x *TraceResponse) GetStarts() []*TraceStart {
+	if x != nil {
+		return x.Starts
+	}
+	return nil
+}
+
+func (x *TraceResponse) GetForgotten() uint32 {
+	if x != nil {
+		return x.Forgotten
+	}
+	return 0
+}
+
+type TraceStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was started; both empty: the sandbox, with the container that it is for.
+	Container string `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Exec      string `protobuf:"bytes,2,opt,name=exec,proto3" json:"exec,omitempty"`
+	// In the order of time, each before its parts.
+	Phases        []*TracePhase `protobuf:"bytes,3,rep,name=phases,proto3" json:"phases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceStart) Reset() {
+	*x = TraceStart{}
+	mi := &file_proxy_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceStart) ProtoMessage() {}
+
+func (x *TraceStart) ProtoReflect() protoreflect.Message {
+	mi := &file_proxy_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceStart.ProtoReflect.Descriptor instead.
+func (*TraceStart) Descriptor() ([]byte, []int) {
+	return file_proxy_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *TraceStart) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *TraceStart) GetExec() string {
+	if x != nil {
+		return x.Exec
+	}
+	return ""
+}
+
+func (x *TraceStart) GetPhases() []*TracePhase {
 	if x != nil {
 		return x.Phases
 	}
@@ -1762,17 +1833,24 @@ func (x *TraceResponse) GetPhases() []*TracePhase {
 }
 
 type TracePhase struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	StartUnixNs   int64                  `protobuf:"varint,2,opt,name=start_unix_ns,json=startUnixNs,proto3" json:"start_unix_ns,omitempty"`
-	DurationNs    int64                  `protobuf:"varint,3,opt,name=duration_ns,json=durationNs,proto3" json:"duration_ns,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	StartUnixNs int64                  `protobuf:"varint,2,opt,name=start_unix_ns,json=startUnixNs,proto3" json:"start_unix_ns,omitempty"`
+	// 0 for what happens at one moment.
+	DurationNs int64 `protobuf:"varint,3,opt,name=duration_ns,json=durationNs,proto3" json:"duration_ns,omitempty"`
+	// How many phases this one is a part of.
+	Depth uint32 `protobuf:"varint,4,opt,name=depth,proto3" json:"depth,omitempty"`
+	// It has not ended: duration_ns is how long it has lasted.
+	Open bool `protobuf:"varint,5,opt,name=open,proto3" json:"open,omitempty"`
+	// The times are the guest's word.
+	Guest         bool `protobuf:"varint,6,opt,name=guest,proto3" json:"guest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TracePhase) Reset() {
 	*x = TracePhase{}
-	mi := &file_proxy_proto_msgTypes[33]
+	mi := &file_proxy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +1862,7 @@ func (x *TracePhase) String() string {
 func (*TracePhase) ProtoMessage() {}
 
 func (x *TracePhase) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[33]
+	mi := &file_proxy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +1875,7 @@ func (x *TracePhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TracePhase.ProtoReflect.Descriptor instead.
 func (*TracePhase) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{33}
+	return file_proxy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TracePhase) GetName() string {
@@ -1821,6 +1899,27 @@ func (x *TracePhase) GetDurationNs() int64 {
 	return 0
 }
 
+func (x *TracePhase) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *TracePhase) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
+func (x *TracePhase) GetGuest() bool {
+	if x != nil {
+		return x.Guest
+	}
+	return false
+}
+
 type ConsoleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number of the first byte that is wanted, counted from the start of the
@@ -1832,7 +1931,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_proxy_proto_msgTypes[34]
+	mi := &file_proxy_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1943,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[34]
+	mi := &file_proxy_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1956,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{34}
+	return file_proxy_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ConsoleRequest) GetFrom() int64 {
@@ -1882,7 +1981,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_proxy_proto_msgTypes[35]
+	mi := &file_proxy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +1993,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proxy_proto_msgTypes[35]
+	mi := &file_proxy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +2006,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_proxy_proto_rawDescGZIP(), []int{35}
+	return file_proxy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ConsoleResponse) GetOutput() []byte {
@@ -2037,15 +2136,24 @@ const file_proxy_proto_rawDesc = "" +
 	"\tprocesses\x18\x01 \x01(\fR\tprocesses\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
 	"\x10ShutdownResponse\"\x0e\n" +
-	"\fTraceRequest\"B\n" +
+	"\fTraceRequest\"`\n" +
 	"\rTraceResponse\x121\n" +
-	"\x06phases\x18\x01 \x03(\v2\x19.kata.proxy.v1.TracePhaseR\x06phases\"e\n" +
+	"\x06starts\x18\x01 \x03(\v2\x19.kata.proxy.v1.TraceStartR\x06starts\x12\x1c\n" +
+	"\tforgotten\x18\x02 \x01(\rR\tforgotten\"q\n" +
+	"\n" +
+	"TraceStart\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
+	"\x04exec\x18\x02 \x01(\tR\x04exec\x121\n" +
+	"\x06phases\x18\x03 \x03(\v2\x19.kata.proxy.v1.TracePhaseR\x06phases\"\xa5\x01\n" +
 	"\n" +
 	"TracePhase\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\"\n" +
 	"\rstart_unix_ns\x18\x02 \x01(\x03R\vstartUnixNs\x12\x1f\n" +
 	"\vduration_ns\x18\x03 \x01(\x03R\n" +
-	"durationNs\"$\n" +
+	"durationNs\x12\x14\n" +
+	"\x05depth\x18\x04 \x01(\rR\x05depth\x12\x12\n" +
+	"\x04open\x18\x05 \x01(\bR\x04open\x12\x14\n" +
+	"\x05guest\x18\x06 \x01(\bR\x05guest\"$\n" +
 	"\x0eConsoleRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x03R\x04from\"Q\n" +
 	"\x0fConsoleResponse\x12\x16\n" +
@@ -2082,7 +2190,7 @@ func file_proxy_proto_rawDescGZIP() []byte {
 	return file_proxy_proto_rawDescData
 }
 
-var file_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_proxy_proto_goTypes = []any{
 	(*BootRequest)(nil),       // 0: kata.proxy.v1.BootRequest
 	(*CNI)(nil),               // 1: kata.proxy.v1.CNI
@@ -2117,54 +2225,56 @@ var file_proxy_proto_goTypes = []any{
 	(*ShutdownResponse)(nil),  // 30: kata.proxy.v1.ShutdownResponse
 	(*TraceRequest)(nil),      // 31: kata.proxy.v1.TraceRequest
 	(*TraceResponse)(nil),     // 32: kata.proxy.v1.TraceResponse
-	(*TracePhase)(nil),        // 33: kata.proxy.v1.TracePhase
-	(*ConsoleRequest)(nil),    // 34: kata.proxy.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),   // 35: kata.proxy.v1.ConsoleResponse
-	nil,                       // 36: kata.proxy.v1.BootRequest.SysctlsEntry
+	(*TraceStart)(nil),        // 33: kata.proxy.v1.TraceStart
+	(*TracePhase)(nil),        // 34: kata.proxy.v1.TracePhase
+	(*ConsoleRequest)(nil),    // 35: kata.proxy.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),   // 36: kata.proxy.v1.ConsoleResponse
+	nil,                       // 37: kata.proxy.v1.BootRequest.SysctlsEntry
 }
 var file_proxy_proto_depIdxs = []int32{
-	36, // 0: kata.proxy.v1.BootRequest.sysctls:type_name -> kata.proxy.v1.BootRequest.SysctlsEntry
+	37, // 0: kata.proxy.v1.BootRequest.sysctls:type_name -> kata.proxy.v1.BootRequest.SysctlsEntry
 	1,  // 1: kata.proxy.v1.BootRequest.cni:type_name -> kata.proxy.v1.CNI
 	2,  // 2: kata.proxy.v1.CNI.ports:type_name -> kata.proxy.v1.PortMapping
 	4,  // 3: kata.proxy.v1.CreateRequest.rootfs:type_name -> kata.proxy.v1.RootfsMount
-	33, // 4: kata.proxy.v1.TraceResponse.phases:type_name -> kata.proxy.v1.TracePhase
-	0,  // 5: kata.proxy.v1.Proxy.Boot:input_type -> kata.proxy.v1.BootRequest
-	5,  // 6: kata.proxy.v1.Proxy.Create:input_type -> kata.proxy.v1.CreateRequest
-	7,  // 7: kata.proxy.v1.Proxy.Exec:input_type -> kata.proxy.v1.ExecRequest
-	9,  // 8: kata.proxy.v1.Proxy.Start:input_type -> kata.proxy.v1.StartRequest
-	11, // 9: kata.proxy.v1.Proxy.Signal:input_type -> kata.proxy.v1.SignalRequest
-	13, // 10: kata.proxy.v1.Proxy.Wait:input_type -> kata.proxy.v1.WaitRequest
-	15, // 11: kata.proxy.v1.Proxy.Resize:input_type -> kata.proxy.v1.ResizeRequest
-	17, // 12: kata.proxy.v1.Proxy.Delete:input_type -> kata.proxy.v1.DeleteRequest
-	19, // 13: kata.proxy.v1.Proxy.Pause:input_type -> kata.proxy.v1.PauseRequest
-	21, // 14: kata.proxy.v1.Proxy.Resume:input_type -> kata.proxy.v1.ResumeRequest
-	23, // 15: kata.proxy.v1.Proxy.Update:input_type -> kata.proxy.v1.UpdateRequest
-	25, // 16: kata.proxy.v1.Proxy.Stats:input_type -> kata.proxy.v1.StatsRequest
-	27, // 17: kata.proxy.v1.Proxy.Processes:input_type -> kata.proxy.v1.ProcessesRequest
-	29, // 18: kata.proxy.v1.Proxy.Shutdown:input_type -> kata.proxy.v1.ShutdownRequest
-	31, // 19: kata.proxy.v1.Proxy.Trace:input_type -> kata.proxy.v1.TraceRequest
-	34, // 20: kata.proxy.v1.Proxy.Console:input_type -> kata.proxy.v1.ConsoleRequest
-	3,  // 21: kata.proxy.v1.Proxy.Boot:output_type -> kata.proxy.v1.BootResponse
-	6,  // 22: kata.proxy.v1.Proxy.Create:output_type -> kata.proxy.v1.CreateResponse
-	8,  // 23: kata.proxy.v1.Proxy.Exec:output_type -> kata.proxy.v1.ExecResponse
-	10, // 24: kata.proxy.v1.Proxy.Start:output_type -> kata.proxy.v1.StartResponse
-	12, // 25: kata.proxy.v1.Proxy.Signal:output_type -> kata.proxy.v1.SignalResponse
-	14, // 26: kata.proxy.v1.Proxy.Wait:output_type -> kata.proxy.v1.WaitResponse
-	16, // 27: kata.proxy.v1.Proxy.Resize:output_type -> kata.proxy.v1.ResizeResponse
-	18, // 28: kata.proxy.v1.Proxy.Delete:output_type -> kata.proxy.v1.DeleteResponse
-	20, // 29: kata.proxy.v1.Proxy.Pause:output_type -> kata.proxy.v1.PauseResponse
-	22, // 30: kata.proxy.v1.Proxy.Resume:output_type -> kata.proxy.v1.ResumeResponse
-	24, // 31: kata.proxy.v1.Proxy.Update:output_type -> kata.proxy.v1.UpdateResponse
-	26, // 32: kata.proxy.v1.Proxy.Stats:output_type -> kata.proxy.v1.StatsResponse
-	28, // 33: kata.proxy.v1.Proxy.Processes:output_type -> kata.proxy.v1.ProcessesResponse
-	30, // 34: kata.proxy.v1.Proxy.Shutdown:output_type -> kata.proxy.v1.ShutdownResponse
-	32, // 35: kata.proxy.v1.Proxy.Trace:output_type -> kata.proxy.v1.TraceResponse
-	35, // 36: kata.proxy.v1.Proxy.Console:output_type -> kata.proxy.v1.ConsoleResponse
-	21, // [21:37] is the sub-list for method output_type
-	5,  // [5:21] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	33, // 4: kata.proxy.v1.TraceResponse.starts:type_name -> kata.proxy.v1.TraceStart
+	34, // 5: kata.proxy.v1.TraceStart.phases:type_name -> kata.proxy.v1.TracePhase
+	0,  // 6: kata.proxy.v1.Proxy.Boot:input_type -> kata.proxy.v1.BootRequest
+	5,  // 7: kata.proxy.v1.Proxy.Create:input_type -> kata.proxy.v1.CreateRequest
+	7,  // 8: kata.proxy.v1.Proxy.Exec:input_type -> kata.proxy.v1.ExecRequest
+	9,  // 9: kata.proxy.v1.Proxy.Start:input_type -> kata.proxy.v1.StartRequest
+	11, // 10: kata.proxy.v1.Proxy.Signal:input_type -> kata.proxy.v1.SignalRequest
+	13, // 11: kata.proxy.v1.Proxy.Wait:input_type -> kata.proxy.v1.WaitRequest
+	15, // 12: kata.proxy.v1.Proxy.Resize:input_type -> kata.proxy.v1.ResizeRequest
+	17, // 13: kata.proxy.v1.Proxy.Delete:input_type -> kata.proxy.v1.DeleteRequest
+	19, // 14: kata.proxy.v1.Proxy.Pause:input_type -> kata.proxy.v1.PauseRequest
+	21, // 15: kata.proxy.v1.Proxy.Resume:input_type -> kata.proxy.v1.ResumeRequest
+	23, // 16: kata.proxy.v1.Proxy.Update:input_type -> kata.proxy.v1.UpdateRequest
+	25, // 17: kata.proxy.v1.Proxy.Stats:input_type -> kata.proxy.v1.StatsRequest
+	27, // 18: kata.proxy.v1.Proxy.Processes:input_type -> kata.proxy.v1.ProcessesRequest
+	29, // 19: kata.proxy.v1.Proxy.Shutdown:input_type -> kata.proxy.v1.ShutdownRequest
+	31, // 20: kata.proxy.v1.Proxy.Trace:input_type -> kata.proxy.v1.TraceRequest
+	35, // 21: kata.proxy.v1.Proxy.Console:input_type -> kata.proxy.v1.ConsoleRequest
+	3,  // 22: kata.proxy.v1.Proxy.Boot:output_type -> kata.proxy.v1.BootResponse
+	6,  // 23: kata.proxy.v1.Proxy.Create:output_type -> kata.proxy.v1.CreateResponse
+	8,  // 24: kata.proxy.v1.Proxy.Exec:output_type -> kata.proxy.v1.ExecResponse
+	10, // 25: kata.proxy.v1.Proxy.Start:output_type -> kata.proxy.v1.StartResponse
+	12, // 26: kata.proxy.v1.Proxy.Signal:output_type -> kata.proxy.v1.SignalResponse
+	14, // 27: kata.proxy.v1.Proxy.Wait:output_type -> kata.proxy.v1.WaitResponse
+	16, // 28: kata.proxy.v1.Proxy.Resize:output_type -> kata.proxy.v1.ResizeResponse
+	18, // 29: kata.proxy.v1.Proxy.Delete:output_type -> kata.proxy.v1.DeleteResponse
+	20, // 30: kata.proxy.v1.Proxy.Pause:output_type -> kata.proxy.v1.PauseResponse
+	22, // 31: kata.proxy.v1.Proxy.Resume:output_type -> kata.proxy.v1.ResumeResponse
+	24, // 32: kata.proxy.v1.Proxy.Update:output_type -> kata.proxy.v1.UpdateResponse
+	26, // 33: kata.proxy.v1.Proxy.Stats:output_type -> kata.proxy.v1.StatsResponse
+	28, // 34: kata.proxy.v1.Proxy.Processes:output_type -> kata.proxy.v1.ProcessesResponse
+	30, // 35: kata.proxy.v1.Proxy.Shutdown:output_type -> kata.proxy.v1.ShutdownResponse
+	32, // 36: kata.proxy.v1.Proxy.Trace:output_type -> kata.proxy.v1.TraceResponse
+	36, // 37: kata.proxy.v1.Proxy.Console:output_type -> kata.proxy.v1.ConsoleResponse
+	22, // [22:38] is the sub-list for method output_type
+	6,  // [6:22] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_proxy_proto_init() }
@@ -2178,7 +2288,7 @@ func file_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proxy_proto_rawDesc), len(file_proxy_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
