@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/ttrpc"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/fileserver"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/vmm"
@@ -84,6 +85,14 @@ func boot(t *testing.T) *guest {
 	if err := os.Chmod(g.shared, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	files, err := fileserver.Start(g.shared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = files.Peer().Close()
+		files.Close()
+	})
 	level := slog.LevelInfo
 	if testing.Verbose() {
 		level = slog.LevelDebug
@@ -97,7 +106,7 @@ func boot(t *testing.T) *guest {
 		CPUs:        1, MemoryMiB: 256,
 		Kernel: img.Kernel.VMLinux, Initrd: img.Initrd,
 		KernelParams: guestimage.KernelParams(img.Kernel, true) + " kata.log=debug",
-		Share:        vmm.Share{Tag: "kata", Path: g.shared},
+		Share:        vmm.Share{Tag: "kata", Server: files.Peer()},
 		NICs:         []vmm.NIC{{MAC: nicMAC}},
 		Unprivileged: true,
 	}, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})))

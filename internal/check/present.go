@@ -168,7 +168,7 @@ func (h *host) virtiofsd() Result {
 	switch share := h.Config.Hypervisor.SharedFS; share {
 	case "auto":
 		return Result{
-			name, Warning, "not found: the share is 9p, where a container can make no sockets, pipes and device nodes",
+			name, Warning, "not found: the share is 9p, which is slower and needs QEMU 7.2 to 9.1",
 			"run: apt-get install virtiofsd (Debian 12 has it in qemu-system-common)",
 		}
 	case "9p":

@@ -37,8 +37,7 @@ type Hypervisor struct {
 	// the guest's kernel and agent.
 	OverheadMemory int `toml:"overhead_memory"`
 	// SharedFS is "auto", "9p" or "virtio-fs". Auto takes virtio-fs where
-	// virtiofsd is installed: QEMU's 9p server can make no sockets, pipes and
-	// device nodes.
+	// virtiofsd is installed.
 	SharedFS string `toml:"shared_fs"`
 	// VirtioFSDaemon is the path of virtiofsd. Empty: looked for.
 	VirtioFSDaemon string `toml:"virtio_fs_daemon"`

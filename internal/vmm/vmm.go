@@ -82,16 +82,13 @@ type Config struct {
 	Unprivileged bool
 }
 
-// Share is the shared directory. One of Server, Socket and Path says who serves it.
+// Share is the shared directory. One of Server and Socket says who serves it.
 type Share struct {
 	// Tag is the mount tag that the guest uses.
 	Tag string
 	// Server is the VMM's end of a connection to internal/fileserver; when set,
 	// the share is 9p and needs nothing else of the host.
 	Server *os.File
-	// Path is the directory on the host (9p). What is mounted in it while the
-	// machine runs is seen by the guest if it is a shared mount.
-	Path string
 	// Socket is that of a running virtiofsd; when set, the share is virtio-fs
 	// and the guest's memory is shared with it.
 	Socket string

@@ -110,12 +110,8 @@ func (l *commandLine) share(s vmm.Share, bus string, virtiofs *os.File) {
 		l.add("-chardev", "socket,id=share,fd="+l.fd(virtiofs))
 		l.add("-device", "vhost-user-fs"+bus+",chardev=share,queue-size=1024,tag="+escape(s.Tag))
 	case s.Server != nil:
+		// QEMU 9.2 and newer have no such driver; see explain.
 		l.add("-fsdev", "proxy,id=share,sock_fd="+l.fd(s.Server))
-		l.add("-device", "virtio-9p"+bus+",fsdev=share,mount_tag="+escape(s.Tag))
-	case s.Path != "":
-		// The share holds mounts of several file systems, whose inode numbers
-		// may be the same: remap makes them differ in the guest.
-		l.add("-fsdev", "local,id=share,security_model=passthrough,multidevs=remap,path="+escape(s.Path))
 		l.add("-device", "virtio-9p"+bus+",fsdev=share,mount_tag="+escape(s.Tag))
 	}
 }

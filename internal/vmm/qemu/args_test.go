@@ -14,7 +14,7 @@ func config() vmm.Config {
 	return vmm.Config{
 		ID: "box", Dir: "/dir", Binary: "/usr/bin/qemu", MachineType: "q35", Accel: vmm.AccelTCG,
 		CPUs: 2, MemoryMiB: 512, Kernel: "/k/vmlinux", Initrd: "/k/initrd", KernelParams: "quiet",
-		Share: vmm.Share{Tag: "kata", Path: "/run/kata/box/shared,dir"},
+		Share: vmm.Share{Tag: "kata", Server: new(os.File)},
 		NICs:  []vmm.NIC{{MAC: "02:00:00:00:00:01"}},
 	}
 }
@@ -58,7 +58,7 @@ func TestArguments(t *testing.T) {
 -device virtio-rng-pci
 -device virtio-balloon-pci,free-page-reporting=on
 -device virtio-scsi-pci,id=scsi
--fsdev local,id=share,security_model=passthrough,multidevs=remap,path=/run/kata/box/shared,,dir
+-fsdev proxy,id=share,sock_fd=6
 -device virtio-9p-pci,fsdev=share,mount_tag=kata
 -device virtio-net-pci,romfile=,mac=02:00:00:00:00:01
 `},

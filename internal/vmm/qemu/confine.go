@@ -11,31 +11,11 @@ import (
 	"github.com/seed-efd44b36/kata/internal/vmm"
 )
 
-// shareCaps are the capabilities that QEMU's 9p server needs to act for any
-// user of the guest.
-var shareCaps = []string{
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER",
-	"CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP",
-}
-
-// capabilities returns what QEMU keeps: nothing, unless it serves the share.
-func capabilities(c vmm.Config) []string {
-	if serves(c) {
-		return shareCaps
-	}
-	return []string{}
-}
-
-// serves reports whether QEMU serves the share itself, by 9p.
-func serves(c vmm.Config) bool {
-	return c.Share.Socket == "" && c.Share.Server == nil && c.Share.Path != ""
-}
-
 // saves reports whether QEMU opens the memory's file itself, to fill it.
 func saves(c vmm.Config) bool { return c.Memory != nil && c.State == nil }
 
 // access returns what QEMU may open: programs, libraries and firmware, the
-// guest's kernel and initrd, and, when it serves it, the share.
+// guest's kernel and initrd.
 func access(c vmm.Config) *supervise.Access {
 	a := &supervise.Access{
 		Read: []string{
@@ -52,27 +32,20 @@ func access(c vmm.Config) *supervise.Access {
 	if c.Accel == vmm.AccelKVM {
 		a.Write = append(a.Write, "/dev/kvm")
 	}
-	if serves(c) {
-		a.Write = append(a.Write, c.Share.Path)
-	}
 	if saves(c) {
 		a.Write = append(a.Write, c.Memory.Name())
 	}
 	return a
 }
 
-// root returns QEMU's root. Its 9p server changes modes and attributes of files
-// by way of /proc/self/fd.
-func root(c vmm.Config) *supervise.Root { return &supervise.Root{Proc: serves(c)} }
-
 // firstUID begins the range of user ids for QEMU, of 1<<24. It is one that
 // neither people nor containers get: systemd's table of ids has it as unused.
 const firstUID = 0x70000000
 
 // user returns whom QEMU runs as: nobody else, unless it has to be root to
-// serve the share or fill the memory's file, or because a file that it needs is open to root only.
+// fill the memory's file, or because a file that it needs is open to root only.
 func user(c vmm.Config) *supervise.User {
-	if serves(c) || saves(c) {
+	if saves(c) {
 		return nil
 	}
 	for path, need := range map[string]os.FileMode{c.Binary: 0o5, c.Kernel: 0o4, c.Initrd: 0o4} {

@@ -42,8 +42,14 @@ func (e ending) explain() error {
 // panicMark is what Linux writes before the reason of a panic.
 const panicMark = "Kernel panic - not syncing: "
 
+// noProxy is what QEMU says of -fsdev proxy where it has none: 9.2 was the first
+// to come without.
+const noProxy = "fsdriver proxy not found"
+
 func (e ending) cause() string {
 	switch {
+	case !e.process.Success() && bytes.Contains(e.stderr, []byte(noProxy)):
+		return "this qemu serves no 9p as it is needed here (7.2 to 9.1 do): install virtiofsd and set hypervisor.shared_fs to \"virtio-fs\", without factory.enable_template"
 	case !e.process.Success():
 		return "qemu ended: " + e.process.String()
 	case panicLine(e.console) != "":

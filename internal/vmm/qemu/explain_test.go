@@ -24,6 +24,11 @@ func TestExplain(t *testing.T) {
 		{"it had ended when we killed it", ending{killed: true, console: []byte(console)}, "the guest's kernel panicked"},
 		{"failure", ending{process: supervise.Exit{Code: 1}, stderr: []byte("no room\n")}, "qemu ended: exit status 1\nqemu's last words:\n  no room"},
 		{
+			"no 9p",
+			ending{process: supervise.Exit{Code: 1}, stderr: []byte("qemu: -fsdev proxy,id=share,sock_fd=6: fsdev: fsdriver proxy not found\n")},
+			`install virtiofsd and set hypervisor.shared_fs to "virtio-fs"`,
+		},
+		{
 			"panic",
 			ending{reason: "guest-reset", console: []byte(console)},
 			`the guest's kernel panicked: "VFS: Unable to mount root fs"` + "\nthe guest's console:\n  [    1.4] before",

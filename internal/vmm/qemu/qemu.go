@@ -6,8 +6,8 @@
 // started paused, and the guest runs only when the control connection works.
 //
 // QEMU is where a guest breaks out to. It runs with its own seccomp filter, in a
-// root that has nothing but what it reads, with no capability that the share
-// does not need, as nobody where it does not serve that, and dies with its owner.
+// root that has nothing but what it reads, with no capability, as nobody, and dies
+// with its owner.
 package qemu
 
 import (
@@ -124,9 +124,9 @@ func (m *Machine) start(ctx context.Context) error {
 		command.Lend = &supervise.Lend{Path: memoryPath, File: m.cfg.Memory}
 	}
 	if m.cfg.Unprivileged {
-		command.KeepCaps = capabilities(m.cfg)
+		command.KeepCaps = []string{}
 		command.Access = access(m.cfg)
-		command.Root = root(m.cfg)
+		command.Root = &supervise.Root{}
 		command.User = user(m.cfg)
 		if supervise.LandlockABI() == 0 {
 			m.log.Warn("this kernel has no Landlock: qemu is confined by its root, without a second wall", "sandbox", m.cfg.ID)
@@ -336,13 +336,6 @@ func checkFiles(c vmm.Config) error {
 			return fmt.Errorf("%s: %w", f.what, err)
 		} else if !info.Mode().IsRegular() {
 			return fmt.Errorf("%s %s is not a regular file", f.what, f.path)
-		}
-	}
-	if serves(c) {
-		if info, err := os.Stat(c.Share.Path); err != nil {
-			return fmt.Errorf("shared directory: %w", err)
-		} else if !info.IsDir() {
-			return fmt.Errorf("shared directory %s is not a directory", c.Share.Path)
 		}
 	}
 	return nil

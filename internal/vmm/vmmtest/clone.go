@@ -19,6 +19,7 @@ import (
 func testClone(t *testing.T, d Driver) {
 	dir := t.TempDir()
 	c := d.config(t)
+	share9P(t, &c)
 	c.Memory = create(t, filepath.Join(dir, "memory"), int64(c.MemoryMiB)<<20)
 	state := create(t, filepath.Join(dir, "state"), 0)
 	m, g := d.boot(t, c)
@@ -62,10 +63,11 @@ func testClone(t *testing.T, d Driver) {
 func (d Driver) clone(t *testing.T, saved vmm.Config, state string) (*guest, string) {
 	t.Helper()
 	c := d.config(t)
+	shared := share9P(t, &c)
 	c.ID += "-" + filepath.Base(c.Dir)
 	c.Memory, c.State = open(t, saved.Memory.Name()), open(t, state)
 	_, g := d.boot(t, c)
-	return g, c.Share.Path
+	return g, shared
 }
 
 func create(t *testing.T, name string, size int64) *os.File {
@@ -105,6 +107,7 @@ func sum(t *testing.T, name string) []byte {
 func testCannotRestore(t *testing.T, d Driver) {
 	dir := t.TempDir()
 	c := d.config(t)
+	share9P(t, &c)
 	c.Memory = create(t, filepath.Join(dir, "memory"), int64(c.MemoryMiB)<<20)
 	if err := os.WriteFile(filepath.Join(dir, "state"), []byte("this is no state"), 0o600); err != nil {
 		t.Fatal(err)

@@ -72,6 +72,7 @@ func resources(t *testing.T) usage {
 // testGuest boots one guest and tries everything that leaves it alive.
 func testGuest(t *testing.T, d Driver) {
 	c := d.config(t)
+	shared := share9P(t, &c)
 	var placed []int
 	c.Cgroup = func(pid int) error {
 		placed = append(placed, pid)
@@ -111,8 +112,8 @@ func testGuest(t *testing.T, d Driver) {
 			}
 		}
 	})
-	t.Run("Share", func(t *testing.T) { testShare(t, g, c.Share.Path) })
-	t.Run("BackPressure", func(t *testing.T) { testBackPressure(t, g, c.Share.Path) })
+	t.Run("Share", func(t *testing.T) { testShare(t, g, shared) })
+	t.Run("BackPressure", func(t *testing.T) { testBackPressure(t, g, shared) })
 	t.Run("Disks", func(t *testing.T) {
 		if !d.Capabilities.Disks {
 			t.Skip("the driver has no disks")
@@ -145,6 +146,10 @@ func testShare(t *testing.T, g *guest, dir string) {
 	}
 	g.ask(t, "write", "/mnt/from-guest", "more")
 	g.ask(t, "chown", "/mnt/from-guest", "1234")
+	g.ask(t, "mkfifo", "/mnt/fifo")
+	if info, err := os.Lstat(filepath.Join(dir, "fifo")); err != nil || info.Mode().Type() != os.ModeNamedPipe {
+		t.Errorf("the guest's fifo is none on the host: %v, %v", info, err)
+	}
 	path := filepath.Join(dir, "from-guest")
 	if got, err := os.ReadFile(path); err != nil || string(got) != "more" {
 		t.Errorf("the host reads %q, %v; want more", got, err)
@@ -426,7 +431,6 @@ func testCannotStart(t *testing.T, d Driver) {
 		{"NoKernel", func(c *vmm.Config) { c.Kernel = "/no/such/kernel" }, "/no/such/kernel"},
 		{"NotAKernel", func(c *vmm.Config) { c.Kernel = noKernel }, "kernel"},
 		{"NoInitrd", func(c *vmm.Config) { c.Initrd = "/no/such/initrd" }, "/no/such/initrd"},
-		{"NoShare", func(c *vmm.Config) { c.Share.Path = "/no/such/directory" }, "/no/such/directory"},
 		{"BinaryIsNoVMM", func(c *vmm.Config) { c.Binary = "/bin/false" }, "exit status 1"},
 		{"CgroupRefuses", func(c *vmm.Config) {
 			c.Cgroup = func(int) error { return errors.New("no room in the cgroup") }

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/seed-efd44b36/kata/internal/supervise"
+	"github.com/seed-efd44b36/kata/internal/vmm"
 )
 
 // testVirtioFS boots a guest whose share is served by virtiofsd.
@@ -14,10 +15,11 @@ func testVirtioFS(t *testing.T, d Driver) {
 		t.Skip("the driver has no virtio-fs, or virtiofsd is not installed")
 	}
 	c := d.config(t)
+	shared := sharedDir(t)
 	socket := filepath.Join(c.Dir, "virtiofsd.sock")
 	server, err := supervise.Start(t.Context(), supervise.Command{
 		Path:   d.Virtiofsd,
-		Args:   []string{"--socket-path=" + socket, "-o", "source=" + c.Share.Path, "-o", "sandbox=chroot", "-o", "cache=auto"},
+		Args:   []string{"--socket-path=" + socket, "-o", "source=" + shared, "-o", "sandbox=chroot", "-o", "cache=auto"},
 		Stderr: 4096,
 	})
 	if err != nil {
@@ -34,8 +36,8 @@ func testVirtioFS(t *testing.T, d Driver) {
 		_, err := os.Stat(socket)
 		return err == nil
 	})
-	c.Share.Socket = socket
-	if err := os.WriteFile(filepath.Join(c.Share.Path, "from-host"), []byte("text"), 0o600); err != nil {
+	c.Share = vmm.Share{Tag: "kata", Socket: socket}
+	if err := os.WriteFile(filepath.Join(shared, "from-host"), []byte("text"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	m, g := d.boot(t, c)
@@ -47,11 +49,11 @@ func testVirtioFS(t *testing.T, d Driver) {
 		t.Errorf("the guest reads %q, want text", got)
 	}
 	g.ask(t, "write", "/mnt/from-guest", "more")
-	if got, err := os.ReadFile(filepath.Join(c.Share.Path, "from-guest")); err != nil || string(got) != "more" {
+	if got, err := os.ReadFile(filepath.Join(shared, "from-guest")); err != nil || string(got) != "more" {
 		t.Errorf("the host reads %q, %v; want more", got, err)
 	}
 	g.ask(t, "mkfifo", "/mnt/fifo")
-	if info, err := os.Lstat(filepath.Join(c.Share.Path, "fifo")); err != nil || info.Mode().Type() != os.ModeNamedPipe {
+	if info, err := os.Lstat(filepath.Join(shared, "fifo")); err != nil || info.Mode().Type() != os.ModeNamedPipe {
 		t.Errorf("the guest's fifo is none on the host: %v, %v", info, err)
 	}
 	if exit := m.Kill(deadline(t)); exit.Err != nil {

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-efd44b36/kata/internal/fileserver"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"golang.org/x/sys/unix"
@@ -77,19 +78,36 @@ func Guest(t *testing.T) guestimage.Image {
 	return image
 }
 
-// config returns the driver's configuration for a new machine with an empty
-// shared directory, the suite's guest, and everything that can be dropped
-// dropped.
+// config returns the driver's configuration for a new machine without a shared
+// directory, with the suite's guest, and everything that can be dropped dropped.
 func (d Driver) config(t *testing.T) vmm.Config {
 	c := d.Config
 	c.ID = "vmmtest-" + strconv.Itoa(os.Getpid())
 	c.Dir = t.TempDir()
 	c.CPUs = 1
 	c.MemoryMiB = 256
-	c.Share = vmm.Share{Tag: "kata", Path: sharedDir(t)}
 	c.NICs = []vmm.NIC{{MAC: "02:00:00:12:34:56"}, {MAC: "02:00:00:12:34:57"}}
 	c.Unprivileged = true
 	return c
+}
+
+// share9P gives the machine an empty shared directory by 9p, and returns it.
+func share9P(t *testing.T, c *vmm.Config) string {
+	t.Helper()
+	dir := sharedDir(t)
+	server, err := fileserver.Start(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = server.Peer().Close()
+		server.Close()
+		if err := server.Err(); err != nil {
+			t.Errorf("the file server ended: %v", err)
+		}
+	})
+	c.Share = vmm.Share{Tag: "kata", Server: server.Peer()}
+	return dir
 }
 
 // sharedDir returns an empty directory in which later mounts reach the VMM.
