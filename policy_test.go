@@ -141,7 +141,7 @@ var importRules = []struct {
 }{
 	{
 		from: "internal/agent",
-		only: []string{"internal/agent", "internal/link", "internal/safepath", "internal/tail", "internal/thread", "internal/version", "api/agent/v1"},
+		only: []string{"internal/agent", "internal/link", "internal/safepath", "internal/tail", "internal/thread", "internal/timeline", "internal/version", "api/agent/v1"},
 		why:  "the agent is the guest's side and knows nothing of the host",
 	},
 	{

@@ -18,6 +18,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/agent/mirror"
 	"github.com/seed-efd44b36/kata/internal/agent/storage"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"golang.org/x/sys/unix"
 )
 
@@ -114,6 +115,7 @@ func (a *Agent) CreateContainer(ctx context.Context, r *agentv1.CreateContainerR
 	if err := a.reserve(r.GetId()); err != nil {
 		return nil, failStart(err)
 	}
+	ctx, tell := steps(ctx)
 	c, err := a.create(ctx, r)
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -122,14 +124,16 @@ func (a *Agent) CreateContainer(ctx context.Context, r *agentv1.CreateContainerR
 		return nil, failStart(err)
 	}
 	a.containers[r.GetId()] = c
-	return &agentv1.CreateContainerResponse{Pid: uint32(c.init.PID())}, nil
+	return &agentv1.CreateContainerResponse{Pid: uint32(c.init.PID()), Steps: tell()}, nil
 }
 
 func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (_ *container, err error) {
+	end := timeline.Step(ctx, "decode")
 	var spec specs.Spec
 	if err := json.Unmarshal(r.GetSpec(), &spec); err != nil {
 		return nil, fmt.Errorf("decode spec: %w: %w", err, errInvalid)
 	}
+	end()
 	if spec.Process == nil || spec.Root == nil || spec.Linux == nil {
 		return nil, fmt.Errorf("spec without process, root or linux: %w", errInvalid)
 	}
@@ -145,6 +149,7 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 			err = errors.Join(err, a.undo(ctx, c))
 		}
 	}()
+	end = timeline.Step(ctx, "modules and storages")
 	for _, m := range spec.Mounts {
 		// The file system may be a module; a type that is none is none.
 		if err := a.modules.Load(m.Type); err != nil {
@@ -160,6 +165,8 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	if err := a.giveDisks(ctx, &spec, r.GetBlockDevices()); err != nil {
 		return nil, err
 	}
+	end()
+	end = timeline.Step(ctx, "cgroup")
 	create := a.groups.Create
 	if slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace }) {
 		create = a.groups.CreateHidden
@@ -167,7 +174,9 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	if c.group, err = create(groupName(c.id, spec.Linux.CgroupsPath), spec.Linux.Resources); err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
+	end()
 
+	end = timeline.Step(ctx, "streams")
 	std := newStdio(r.GetStdio())
 	conf := jail.Config{ID: c.id, Spec: &spec, Cgroup: c.group, Join: join, PodPID: podPID}
 	if !spec.Process.Terminal {
@@ -175,6 +184,7 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 			return nil, err
 		}
 	}
+	end()
 	c.jail, err = a.jailer.Create(ctx, conf)
 	closeStdio(conf.Stdio)
 	if err != nil {
@@ -320,6 +330,7 @@ func (a *Agent) CreateExec(ctx context.Context, r *agentv1.CreateExecRequest) (*
 	if err := c.reserve(r.GetExec()); err != nil {
 		return nil, failStart(err)
 	}
+	ctx, tell := steps(ctx)
 	p, err := a.exec(ctx, c, r)
 	c.mu.Lock()
 	if err == nil && c.deleted {
@@ -338,7 +349,7 @@ func (a *Agent) CreateExec(ctx context.Context, r *agentv1.CreateExecRequest) (*
 		}
 		return nil, failStart(err)
 	}
-	return &agentv1.CreateExecResponse{}, nil
+	return &agentv1.CreateExecResponse{Steps: tell()}, nil
 }
 
 // reserve takes the id of an exec, or fails if it is taken.
@@ -389,9 +400,13 @@ func (a *Agent) StartProcess(ctx context.Context, r *agentv1.StartProcessRequest
 	if err != nil {
 		return nil, failStart(err)
 	}
+	ctx, tell := steps(ctx)
+	end := timeline.Step(ctx, "streams")
 	if err := p.stdio.await(ctx); err != nil {
 		return nil, failStart(err)
 	}
+	end()
+	end = timeline.Step(ctx, "execve")
 	if r.GetExec() == "" {
 		err = c.jail.Start(ctx)
 	} else {
@@ -400,8 +415,9 @@ func (a *Agent) StartProcess(ctx context.Context, r *agentv1.StartProcessRequest
 	if err != nil {
 		return nil, failStart(err)
 	}
+	end()
 	a.markRunning()
-	return &agentv1.StartProcessResponse{Pid: uint32(p.PID())}, nil
+	return &agentv1.StartProcessResponse{Pid: uint32(p.PID()), Steps: tell()}, nil
 }
 
 // SignalProcess implements the service.

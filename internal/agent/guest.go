@@ -17,6 +17,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
 	"github.com/seed-efd44b36/kata/internal/agent/module"
 	"github.com/seed-efd44b36/kata/internal/agent/storage"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -93,15 +94,17 @@ func (a *Agent) SetupSandbox(ctx context.Context, r *agentv1.SetupSandboxRequest
 	case taken != "":
 		return nil, status.Errorf(codes.FailedPrecondition, "this guest is sandbox %q", taken)
 	}
+	ctx, tell := steps(ctx)
 	if err := a.setup(ctx, r); err != nil {
 		return nil, fail(err)
 	}
 	a.log.Debug("sandbox is set up", "sandbox", r.GetId())
-	return &agentv1.SetupSandboxResponse{}, nil
+	return &agentv1.SetupSandboxResponse{Steps: tell()}, nil
 }
 
 func (a *Agent) setup(ctx context.Context, r *agentv1.SetupSandboxRequest) error {
 	// First of all, before anything draws random numbers or looks at a clock.
+	end := timeline.Step(ctx, "entropy and clock")
 	if len(r.GetEntropy()) > 0 {
 		if err := addEntropy(r.GetEntropy()); err != nil {
 			return err
@@ -112,6 +115,7 @@ func (a *Agent) setup(ctx context.Context, r *agentv1.SetupSandboxRequest) error
 			return err
 		}
 	}
+	end()
 	if h := r.GetHostname(); h != "" {
 		if len(h) > maxHostname {
 			return fmt.Errorf("host name of %d bytes, at most %d: %w", len(h), maxHostname, errInvalid)
@@ -128,14 +132,18 @@ func (a *Agent) setup(ctx context.Context, r *agentv1.SetupSandboxRequest) error
 		Driver: "tmpfs", Source: "shm", Target: shmPath, Fstype: "tmpfs",
 		Options: []string{"nosuid", "nodev", "noexec", "mode=1777", "size=" + strconv.FormatUint(size, 10)},
 	}
+	end = timeline.Step(ctx, "mounts")
 	for _, st := range append([]*agentv1.Storage{shm}, r.GetStorages()...) {
 		if err := storage.Mount(ctx, a.modules, st); err != nil {
 			return err
 		}
 	}
+	end()
+	end = timeline.Step(ctx, "network")
 	if err := a.updateNetwork(ctx, r.GetNetwork()); err != nil {
 		return err
 	}
+	end()
 	return setSysctls(r.GetSysctls())
 }
 

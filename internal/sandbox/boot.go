@@ -385,7 +385,6 @@ func (s *Sandbox) watchLink() {
 }
 
 func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions) error {
-	defer timeline.Step(ctx, "guest set-up")()
 	s.background.Go(s.watchLink)
 	if s.conf.Runtime.Debug {
 		s.background.Go(func() { s.guest.FollowLog(s.life, s.log) })

@@ -153,9 +153,7 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	if req.Spec, err = json.Marshal(plan.Guest); err != nil {
 		return nil, errors.Join(fmt.Errorf("encode spec: %w", err), c.release(ctx))
 	}
-	endCall := timeline.Step(ctx, "create in guest")
 	resp, err := s.guest.CreateContainer(ctx, req)
-	endCall()
 	if err != nil {
 		err = guest.Error(err, true)
 		c.init.finish(exitOfStartError(err))
@@ -310,7 +308,8 @@ func (c *Container) Exec(ctx context.Context, id string, process *specs.Process,
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.s.createTimeout())
 	defer cancel()
-	defer timeline.Step(p.start.In(ctx), "create exec")()
+	ctx, end := timeline.Begin(p.start.In(ctx), "create exec")
+	defer end()
 	if _, err := c.s.guest.CreateExec(ctx, &agentv1.CreateExecRequest{Container: c.id, Exec: id, Process: b, Stdio: stdio.proto()}); err != nil {
 		c.mu.Lock()
 		delete(c.execs, id)

@@ -103,9 +103,7 @@ func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 	}
 	p.starting.Lock()
 	p.await() // now, to save the time of a call to the guest
-	endCall := timeline.Step(ctx, "start in guest")
 	resp, err := s.guest.StartProcess(ctx, &agentv1.StartProcessRequest{Container: p.c.id, Exec: p.id})
-	endCall()
 	if err != nil {
 		err = s.orDead(guest.Error(err, true))
 		p.finish(exitOfStartError(err))

@@ -99,23 +99,29 @@ func Mark(ctx context.Context, name string) {
 	}
 }
 
-// Told records a step that the guest tells of, as a part of the one that is being
-// done: what would lie before that or in the future is cut off.
-func Told(ctx context.Context, name string, start, end time.Time) {
+// Told records a step that the guest tells of, as a part of that of the context:
+// what would lie before that, after it or in the future is cut off. The context
+// that it returns is for what the guest tells of its parts.
+func Told(ctx context.Context, name string, start, end time.Time) context.Context {
 	at, ok := ctx.Value(placeKey{}).(place)
 	if !ok || at.step < 0 {
-		return
+		return ctx
 	}
-	from := at.start.began(at.step)
+	from, to := at.start.within(at.step)
 	if start.Before(from) {
 		start = from
 	}
-	if now := time.Now(); end.After(now) {
-		end = now
+	if end.After(to) {
+		end = to
 	}
-	if end.After(start) {
-		at.start.add(step{name: name, parent: at.step, start: start, end: end, guest: true})
+	if !end.After(start) {
+		return ctx
 	}
+	n := at.start.add(step{name: name, parent: at.step, start: start, end: end, guest: true})
+	if n < 0 {
+		return ctx
+	}
+	return context.WithValue(ctx, placeKey{}, place{start: at.start, step: n})
 }
 
 // add adds a step and returns its number, or -1 if there are too many.
@@ -136,10 +142,15 @@ func (s *Start) end(n int) {
 	s.steps[n].end = now
 }
 
-func (s *Start) began(n int) time.Time {
+// within is when a step began, and when it ended, or now.
+func (s *Start) within(n int) (from, to time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.steps[n].start
+	from, to = s.steps[n].start, s.steps[n].end
+	if to.IsZero() {
+		to = time.Now()
+	}
+	return from, to
 }
 
 // Phases are the steps so far in the order of time, each before its parts.

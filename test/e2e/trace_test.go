@@ -22,7 +22,8 @@ func TestTrace(t *testing.T) {
 		"kata-proxy/boot/guest image", "kata-proxy/boot/host cgroup", "kata-proxy/boot/shared directory",
 		"kata-proxy/boot/VMM", "kata-proxy/boot/VMM/QEMU's process", "kata-proxy/boot/VMM/QEMU up", "kata-proxy/boot/VMM/run the guest",
 		"kata-proxy/boot/agent's first answer", "kata-proxy/boot/guest set-up",
-		"kata-proxy/create container", "kata-proxy/create container/share rootfs", "kata-proxy/create container/create in guest",
+		"kata-proxy/create container", "kata-proxy/create container/share rootfs", "kata-proxy/create container/create in guest", "kata-proxy/create container/create in guest/agent",
+		"kata-proxy/create container/create in guest/agent/decode", "kata-proxy/create container/create in guest/agent/root and limits",
 		"kata-proxy/start container", "kata-proxy/start container/start in guest",
 	}
 	const output = "kata-proxy/first output"

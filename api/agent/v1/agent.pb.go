@@ -73,7 +73,7 @@ func (x NextEventResponse_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NextEventResponse_Kind.Descriptor instead.
 func (NextEventResponse_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{58, 0}
+	return file_agent_proto_rawDescGZIP(), []int{59, 0}
 }
 
 type DetailsRequest struct {
@@ -487,6 +487,7 @@ func (x *SetupSandboxRequest) GetEntropy() []byte {
 
 type SetupSandboxResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         []*Step                `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -521,6 +522,84 @@ func (*SetupSandboxResponse) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{6}
 }
 
+func (x *SetupSandboxResponse) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// Step is a part of what the agent did to answer a call, for time lines.
+type Step struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// How many steps this one is a part of; each comes after those.
+	Depth uint32 `protobuf:"varint,2,opt,name=depth,proto3" json:"depth,omitempty"`
+	// Microseconds; the start since that of the first step.
+	StartUs       uint64 `protobuf:"varint,3,opt,name=start_us,json=startUs,proto3" json:"start_us,omitempty"`
+	DurationUs    uint64 `protobuf:"varint,4,opt,name=duration_us,json=durationUs,proto3" json:"duration_us,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Step) Reset() {
+	*x = Step{}
+	mi := &file_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Step) ProtoMessage() {}
+
+func (x *Step) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Step.ProtoReflect.Descriptor instead.
+func (*Step) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Step) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Step) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *Step) GetStartUs() uint64 {
+	if x != nil {
+		return x.StartUs
+	}
+	return 0
+}
+
+func (x *Step) GetDurationUs() uint64 {
+	if x != nil {
+		return x.DurationUs
+	}
+	return 0
+}
+
 // Network is all that the guest's network is to have. What an earlier one had
 // and this one has not goes.
 type Network struct {
@@ -538,7 +617,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +629,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +642,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Network) GetInterfaces() []*Interface {
@@ -616,7 +695,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -628,7 +707,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -641,7 +720,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Interface) GetName() string {
@@ -692,7 +771,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +783,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +796,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Address) GetPrefix() string {
@@ -767,7 +846,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +858,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +871,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Route) GetDestination() string {
@@ -877,7 +956,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +968,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +981,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Hop) GetGateway() string {
@@ -952,7 +1031,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1043,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1056,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Rule) GetPriority() uint32 {
@@ -1062,7 +1141,7 @@ type Neighbor struct {
 
 func (x *Neighbor) Reset() {
 	*x = Neighbor{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1153,7 @@ func (x *Neighbor) String() string {
 func (*Neighbor) ProtoMessage() {}
 
 func (x *Neighbor) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1166,7 @@ func (x *Neighbor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbor.ProtoReflect.Descriptor instead.
 func (*Neighbor) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Neighbor) GetAddress() string {
@@ -1127,7 +1206,7 @@ type UpdateNetworkRequest struct {
 
 func (x *UpdateNetworkRequest) Reset() {
 	*x = UpdateNetworkRequest{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1218,7 @@ func (x *UpdateNetworkRequest) String() string {
 func (*UpdateNetworkRequest) ProtoMessage() {}
 
 func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1231,7 @@ func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkRequest.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UpdateNetworkRequest) GetNetwork() *Network {
@@ -1170,7 +1249,7 @@ type UpdateNetworkResponse struct {
 
 func (x *UpdateNetworkResponse) Reset() {
 	*x = UpdateNetworkResponse{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1261,7 @@ func (x *UpdateNetworkResponse) String() string {
 func (*UpdateNetworkResponse) ProtoMessage() {}
 
 func (x *UpdateNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1274,7 @@ func (x *UpdateNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkResponse.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 type SetTimeRequest struct {
@@ -1207,7 +1286,7 @@ type SetTimeRequest struct {
 
 func (x *SetTimeRequest) Reset() {
 	*x = SetTimeRequest{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1298,7 @@ func (x *SetTimeRequest) String() string {
 func (*SetTimeRequest) ProtoMessage() {}
 
 func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1311,7 @@ func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeRequest.ProtoReflect.Descriptor instead.
 func (*SetTimeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetTimeRequest) GetUnixNs() int64 {
@@ -1250,7 +1329,7 @@ type SetTimeResponse struct {
 
 func (x *SetTimeResponse) Reset() {
 	*x = SetTimeResponse{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1341,7 @@ func (x *SetTimeResponse) String() string {
 func (*SetTimeResponse) ProtoMessage() {}
 
 func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1354,7 @@ func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeResponse.ProtoReflect.Descriptor instead.
 func (*SetTimeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 type AddEntropyRequest struct {
@@ -1287,7 +1366,7 @@ type AddEntropyRequest struct {
 
 func (x *AddEntropyRequest) Reset() {
 	*x = AddEntropyRequest{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1378,7 @@ func (x *AddEntropyRequest) String() string {
 func (*AddEntropyRequest) ProtoMessage() {}
 
 func (x *AddEntropyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1391,7 @@ func (x *AddEntropyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddEntropyRequest.ProtoReflect.Descriptor instead.
 func (*AddEntropyRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AddEntropyRequest) GetSeed() []byte {
@@ -1330,7 +1409,7 @@ type AddEntropyResponse struct {
 
 func (x *AddEntropyResponse) Reset() {
 	*x = AddEntropyResponse{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1342,7 +1421,7 @@ func (x *AddEntropyResponse) String() string {
 func (*AddEntropyResponse) ProtoMessage() {}
 
 func (x *AddEntropyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1355,7 +1434,7 @@ func (x *AddEntropyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddEntropyResponse.ProtoReflect.Descriptor instead.
 func (*AddEntropyResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 // Stdio says which streams the host will open for a process. What is not
@@ -1371,7 +1450,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1462,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1475,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Stdio) GetStdin() bool {
@@ -1442,7 +1521,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1533,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1546,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1524,7 +1603,7 @@ type BlockDevice struct {
 
 func (x *BlockDevice) Reset() {
 	*x = BlockDevice{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1615,7 @@ func (x *BlockDevice) String() string {
 func (*BlockDevice) ProtoMessage() {}
 
 func (x *BlockDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1628,7 @@ func (x *BlockDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDevice.ProtoReflect.Descriptor instead.
 func (*BlockDevice) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *BlockDevice) GetPath() string {
@@ -1576,13 +1655,14 @@ func (x *BlockDevice) GetAccess() string {
 type CreateContainerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Steps         []*Step                `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1674,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1687,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -1615,6 +1695,13 @@ func (x *CreateContainerResponse) GetPid() uint32 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *CreateContainerResponse) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
 }
 
 type WriteVolumeRequest struct {
@@ -1630,7 +1717,7 @@ type WriteVolumeRequest struct {
 
 func (x *WriteVolumeRequest) Reset() {
 	*x = WriteVolumeRequest{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +1729,7 @@ func (x *WriteVolumeRequest) String() string {
 func (*WriteVolumeRequest) ProtoMessage() {}
 
 func (x *WriteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +1742,7 @@ func (x *WriteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*WriteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WriteVolumeRequest) GetContainer() string {
@@ -1687,7 +1774,7 @@ type WriteVolumeResponse struct {
 
 func (x *WriteVolumeResponse) Reset() {
 	*x = WriteVolumeResponse{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1699,7 +1786,7 @@ func (x *WriteVolumeResponse) String() string {
 func (*WriteVolumeResponse) ProtoMessage() {}
 
 func (x *WriteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1712,7 +1799,7 @@ func (x *WriteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*WriteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 type VolumeFile struct {
@@ -1728,7 +1815,7 @@ type VolumeFile struct {
 
 func (x *VolumeFile) Reset() {
 	*x = VolumeFile{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1827,7 @@ func (x *VolumeFile) String() string {
 func (*VolumeFile) ProtoMessage() {}
 
 func (x *VolumeFile) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1840,7 @@ func (x *VolumeFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeFile.ProtoReflect.Descriptor instead.
 func (*VolumeFile) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *VolumeFile) GetPath() string {
@@ -1803,7 +1890,7 @@ type CreateExecRequest struct {
 
 func (x *CreateExecRequest) Reset() {
 	*x = CreateExecRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1902,7 @@ func (x *CreateExecRequest) String() string {
 func (*CreateExecRequest) ProtoMessage() {}
 
 func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1915,7 @@ func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExecRequest.ProtoReflect.Descriptor instead.
 func (*CreateExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateExecRequest) GetContainer() string {
@@ -1861,13 +1948,14 @@ func (x *CreateExecRequest) GetStdio() *Stdio {
 
 type CreateExecResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         []*Step                `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateExecResponse) Reset() {
 	*x = CreateExecResponse{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +1967,7 @@ func (x *CreateExecResponse) String() string {
 func (*CreateExecResponse) ProtoMessage() {}
 
 func (x *CreateExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +1980,14 @@ func (x *CreateExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExecResponse.ProtoReflect.Descriptor instead.
 func (*CreateExecResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *CreateExecResponse) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
 }
 
 // In all that follows an empty exec means the container's init process.
@@ -1906,7 +2001,7 @@ type StartProcessRequest struct {
 
 func (x *StartProcessRequest) Reset() {
 	*x = StartProcessRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1918,7 +2013,7 @@ func (x *StartProcessRequest) String() string {
 func (*StartProcessRequest) ProtoMessage() {}
 
 func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1931,7 +2026,7 @@ func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessRequest.ProtoReflect.Descriptor instead.
 func (*StartProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StartProcessRequest) GetContainer() string {
@@ -1951,13 +2046,14 @@ func (x *StartProcessRequest) GetExec() string {
 type StartProcessResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Steps         []*Step                `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartProcessResponse) Reset() {
 	*x = StartProcessResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +2065,7 @@ func (x *StartProcessResponse) String() string {
 func (*StartProcessResponse) ProtoMessage() {}
 
 func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +2078,7 @@ func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessResponse.ProtoReflect.Descriptor instead.
 func (*StartProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StartProcessResponse) GetPid() uint32 {
@@ -1990,6 +2086,13 @@ func (x *StartProcessResponse) GetPid() uint32 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *StartProcessResponse) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
 }
 
 type SignalProcessRequest struct {
@@ -2004,7 +2107,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2119,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2132,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SignalProcessRequest) GetContainer() string {
@@ -2068,7 +2171,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2183,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2196,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type WaitProcessRequest struct {
@@ -2106,7 +2209,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2118,7 +2221,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2131,7 +2234,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WaitProcessRequest) GetContainer() string {
@@ -2161,7 +2264,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2276,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2289,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WaitProcessResponse) GetExitCode() uint32 {
@@ -2222,7 +2325,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2234,7 +2337,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2247,7 +2350,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResizeTerminalRequest) GetContainer() string {
@@ -2286,7 +2389,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2298,7 +2401,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2311,7 +2414,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 type DeleteProcessRequest struct {
@@ -2324,7 +2427,7 @@ type DeleteProcessRequest struct {
 
 func (x *DeleteProcessRequest) Reset() {
 	*x = DeleteProcessRequest{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2439,7 @@ func (x *DeleteProcessRequest) String() string {
 func (*DeleteProcessRequest) ProtoMessage() {}
 
 func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2452,7 @@ func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessRequest.ProtoReflect.Descriptor instead.
 func (*DeleteProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeleteProcessRequest) GetContainer() string {
@@ -2374,7 +2477,7 @@ type DeleteProcessResponse struct {
 
 func (x *DeleteProcessResponse) Reset() {
 	*x = DeleteProcessResponse{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2489,7 @@ func (x *DeleteProcessResponse) String() string {
 func (*DeleteProcessResponse) ProtoMessage() {}
 
 func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2502,7 @@ func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessResponse.ProtoReflect.Descriptor instead.
 func (*DeleteProcessResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 type DeleteContainerRequest struct {
@@ -2411,7 +2514,7 @@ type DeleteContainerRequest struct {
 
 func (x *DeleteContainerRequest) Reset() {
 	*x = DeleteContainerRequest{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2526,7 @@ func (x *DeleteContainerRequest) String() string {
 func (*DeleteContainerRequest) ProtoMessage() {}
 
 func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2539,7 @@ func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerRequest.ProtoReflect.Descriptor instead.
 func (*DeleteContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DeleteContainerRequest) GetContainer() string {
@@ -2454,7 +2557,7 @@ type DeleteContainerResponse struct {
 
 func (x *DeleteContainerResponse) Reset() {
 	*x = DeleteContainerResponse{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2466,7 +2569,7 @@ func (x *DeleteContainerResponse) String() string {
 func (*DeleteContainerResponse) ProtoMessage() {}
 
 func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2479,7 +2582,7 @@ func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerResponse.ProtoReflect.Descriptor instead.
 func (*DeleteContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 type PauseContainerRequest struct {
@@ -2491,7 +2594,7 @@ type PauseContainerRequest struct {
 
 func (x *PauseContainerRequest) Reset() {
 	*x = PauseContainerRequest{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2606,7 @@ func (x *PauseContainerRequest) String() string {
 func (*PauseContainerRequest) ProtoMessage() {}
 
 func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2619,7 @@ func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseContainerRequest.ProtoReflect.Descriptor instead.
 func (*PauseContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PauseContainerRequest) GetContainer() string {
@@ -2534,7 +2637,7 @@ type PauseContainerResponse struct {
 
 func (x *PauseContainerResponse) Reset() {
 	*x = PauseContainerResponse{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2546,7 +2649,7 @@ func (x *PauseContainerResponse) String() string {
 func (*PauseContainerResponse) ProtoMessage() {}
 
 func (x *PauseContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2559,7 +2662,7 @@ func (x *PauseContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseContainerResponse.ProtoReflect.Descriptor instead.
 func (*PauseContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 type ResumeContainerRequest struct {
@@ -2571,7 +2674,7 @@ type ResumeContainerRequest struct {
 
 func (x *ResumeContainerRequest) Reset() {
 	*x = ResumeContainerRequest{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2686,7 @@ func (x *ResumeContainerRequest) String() string {
 func (*ResumeContainerRequest) ProtoMessage() {}
 
 func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2699,7 @@ func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeContainerRequest.ProtoReflect.Descriptor instead.
 func (*ResumeContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ResumeContainerRequest) GetContainer() string {
@@ -2614,7 +2717,7 @@ type ResumeContainerResponse struct {
 
 func (x *ResumeContainerResponse) Reset() {
 	*x = ResumeContainerResponse{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2626,7 +2729,7 @@ func (x *ResumeContainerResponse) String() string {
 func (*ResumeContainerResponse) ProtoMessage() {}
 
 func (x *ResumeContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2639,7 +2742,7 @@ func (x *ResumeContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeContainerResponse.ProtoReflect.Descriptor instead.
 func (*ResumeContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 type UpdateContainerRequest struct {
@@ -2652,7 +2755,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2664,7 +2767,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2677,7 +2780,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *UpdateContainerRequest) GetContainer() string {
@@ -2702,7 +2805,7 @@ type UpdateContainerResponse struct {
 
 func (x *UpdateContainerResponse) Reset() {
 	*x = UpdateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +2817,7 @@ func (x *UpdateContainerResponse) String() string {
 func (*UpdateContainerResponse) ProtoMessage() {}
 
 func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +2830,7 @@ func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
 func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 type StatsContainerRequest struct {
@@ -2739,7 +2842,7 @@ type StatsContainerRequest struct {
 
 func (x *StatsContainerRequest) Reset() {
 	*x = StatsContainerRequest{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2751,7 +2854,7 @@ func (x *StatsContainerRequest) String() string {
 func (*StatsContainerRequest) ProtoMessage() {}
 
 func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2764,7 +2867,7 @@ func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerRequest.ProtoReflect.Descriptor instead.
 func (*StatsContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StatsContainerRequest) GetContainer() string {
@@ -2787,7 +2890,7 @@ type StatsContainerResponse struct {
 
 func (x *StatsContainerResponse) Reset() {
 	*x = StatsContainerResponse{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2902,7 @@ func (x *StatsContainerResponse) String() string {
 func (*StatsContainerResponse) ProtoMessage() {}
 
 func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2915,7 @@ func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerResponse.ProtoReflect.Descriptor instead.
 func (*StatsContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StatsContainerResponse) GetCpu() *CPUStats {
@@ -2864,7 +2967,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +2979,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +2992,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -2951,7 +3054,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3066,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3079,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -3045,7 +3148,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3160,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +3173,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -3101,7 +3204,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3113,7 +3216,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3126,7 +3229,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -3188,7 +3291,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3200,7 +3303,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3213,7 +3316,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *NetworkStats) GetName() string {
@@ -3288,7 +3391,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3300,7 +3403,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3313,7 +3416,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListProcessesRequest) GetContainer() string {
@@ -3332,7 +3435,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3344,7 +3447,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3357,7 +3460,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -3381,7 +3484,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3393,7 +3496,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3406,7 +3509,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{56}
+	return file_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -3459,7 +3562,7 @@ type NextEventRequest struct {
 
 func (x *NextEventRequest) Reset() {
 	*x = NextEventRequest{}
-	mi := &file_agent_proto_msgTypes[57]
+	mi := &file_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +3574,7 @@ func (x *NextEventRequest) String() string {
 func (*NextEventRequest) ProtoMessage() {}
 
 func (x *NextEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[57]
+	mi := &file_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +3587,7 @@ func (x *NextEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextEventRequest.ProtoReflect.Descriptor instead.
 func (*NextEventRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{57}
+	return file_agent_proto_rawDescGZIP(), []int{58}
 }
 
 type NextEventResponse struct {
@@ -3497,7 +3600,7 @@ type NextEventResponse struct {
 
 func (x *NextEventResponse) Reset() {
 	*x = NextEventResponse{}
-	mi := &file_agent_proto_msgTypes[58]
+	mi := &file_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3509,7 +3612,7 @@ func (x *NextEventResponse) String() string {
 func (*NextEventResponse) ProtoMessage() {}
 
 func (x *NextEventResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[58]
+	mi := &file_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3522,7 +3625,7 @@ func (x *NextEventResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextEventResponse.ProtoReflect.Descriptor instead.
 func (*NextEventResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{58}
+	return file_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *NextEventResponse) GetKind() NextEventResponse_Kind {
@@ -3547,7 +3650,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[59]
+	mi := &file_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3559,7 +3662,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[59]
+	mi := &file_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3572,7 +3675,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{59}
+	return file_agent_proto_rawDescGZIP(), []int{60}
 }
 
 type ShutdownResponse struct {
@@ -3583,7 +3686,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[60]
+	mi := &file_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3595,7 +3698,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[60]
+	mi := &file_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3608,7 +3711,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{60}
+	return file_agent_proto_rawDescGZIP(), []int{61}
 }
 
 var File_agent_proto protoreflect.FileDescriptor
@@ -3649,8 +3752,15 @@ const file_agent_proto_rawDesc = "" +
 	"\aentropy\x18\b \x01(\fR\aentropy\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x16\n" +
-	"\x14SetupSandboxResponse\"\xe7\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"A\n" +
+	"\x14SetupSandboxResponse\x12)\n" +
+	"\x05steps\x18\x01 \x03(\v2\x13.kata.agent.v1.StepR\x05steps\"l\n" +
+	"\x04Step\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05depth\x18\x02 \x01(\rR\x05depth\x12\x19\n" +
+	"\bstart_us\x18\x03 \x01(\x04R\astartUs\x12\x1f\n" +
+	"\vduration_us\x18\x04 \x01(\x04R\n" +
+	"durationUs\"\xe7\x01\n" +
 	"\aNetwork\x128\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\x18.kata.agent.v1.InterfaceR\n" +
@@ -3733,9 +3843,10 @@ const file_agent_proto_rawDesc = "" +
 	"\vBlockDevice\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x16\n" +
-	"\x06access\x18\x03 \x01(\tR\x06access\"+\n" +
+	"\x06access\x18\x03 \x01(\tR\x06access\"V\n" +
 	"\x17CreateContainerResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\rR\x03pid\"{\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12)\n" +
+	"\x05steps\x18\x02 \x03(\v2\x13.kata.agent.v1.StepR\x05steps\"{\n" +
 	"\x12WriteVolumeRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\rR\x06volume\x12/\n" +
@@ -3752,13 +3863,15 @@ const file_agent_proto_rawDesc = "" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\x12\x18\n" +
 	"\aprocess\x18\x03 \x01(\fR\aprocess\x12*\n" +
-	"\x05stdio\x18\x04 \x01(\v2\x14.kata.agent.v1.StdioR\x05stdio\"\x14\n" +
-	"\x12CreateExecResponse\"G\n" +
+	"\x05stdio\x18\x04 \x01(\v2\x14.kata.agent.v1.StdioR\x05stdio\"?\n" +
+	"\x12CreateExecResponse\x12)\n" +
+	"\x05steps\x18\x01 \x03(\v2\x13.kata.agent.v1.StepR\x05steps\"G\n" +
 	"\x13StartProcessRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
-	"\x04exec\x18\x02 \x01(\tR\x04exec\"(\n" +
+	"\x04exec\x18\x02 \x01(\tR\x04exec\"S\n" +
 	"\x14StartProcessResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\rR\x03pid\"r\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12)\n" +
+	"\x05steps\x18\x02 \x03(\v2\x13.kata.agent.v1.StepR\x05steps\"r\n" +
 	"\x14SignalProcessRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\x12\x16\n" +
@@ -3911,7 +4024,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_agent_proto_goTypes = []any{
 	(NextEventResponse_Kind)(0),     // 0: kata.agent.v1.NextEventResponse.Kind
 	(*DetailsRequest)(nil),          // 1: kata.agent.v1.DetailsRequest
@@ -3921,140 +4034,145 @@ var file_agent_proto_goTypes = []any{
 	(*Storage)(nil),                 // 5: kata.agent.v1.Storage
 	(*SetupSandboxRequest)(nil),     // 6: kata.agent.v1.SetupSandboxRequest
 	(*SetupSandboxResponse)(nil),    // 7: kata.agent.v1.SetupSandboxResponse
-	(*Network)(nil),                 // 8: kata.agent.v1.Network
-	(*Interface)(nil),               // 9: kata.agent.v1.Interface
-	(*Address)(nil),                 // 10: kata.agent.v1.Address
-	(*Route)(nil),                   // 11: kata.agent.v1.Route
-	(*Hop)(nil),                     // 12: kata.agent.v1.Hop
-	(*Rule)(nil),                    // 13: kata.agent.v1.Rule
-	(*Neighbor)(nil),                // 14: kata.agent.v1.Neighbor
-	(*UpdateNetworkRequest)(nil),    // 15: kata.agent.v1.UpdateNetworkRequest
-	(*UpdateNetworkResponse)(nil),   // 16: kata.agent.v1.UpdateNetworkResponse
-	(*SetTimeRequest)(nil),          // 17: kata.agent.v1.SetTimeRequest
-	(*SetTimeResponse)(nil),         // 18: kata.agent.v1.SetTimeResponse
-	(*AddEntropyRequest)(nil),       // 19: kata.agent.v1.AddEntropyRequest
-	(*AddEntropyResponse)(nil),      // 20: kata.agent.v1.AddEntropyResponse
-	(*Stdio)(nil),                   // 21: kata.agent.v1.Stdio
-	(*CreateContainerRequest)(nil),  // 22: kata.agent.v1.CreateContainerRequest
-	(*BlockDevice)(nil),             // 23: kata.agent.v1.BlockDevice
-	(*CreateContainerResponse)(nil), // 24: kata.agent.v1.CreateContainerResponse
-	(*WriteVolumeRequest)(nil),      // 25: kata.agent.v1.WriteVolumeRequest
-	(*WriteVolumeResponse)(nil),     // 26: kata.agent.v1.WriteVolumeResponse
-	(*VolumeFile)(nil),              // 27: kata.agent.v1.VolumeFile
-	(*CreateExecRequest)(nil),       // 28: kata.agent.v1.CreateExecRequest
-	(*CreateExecResponse)(nil),      // 29: kata.agent.v1.CreateExecResponse
-	(*StartProcessRequest)(nil),     // 30: kata.agent.v1.StartProcessRequest
-	(*StartProcessResponse)(nil),    // 31: kata.agent.v1.StartProcessResponse
-	(*SignalProcessRequest)(nil),    // 32: kata.agent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),   // 33: kata.agent.v1.SignalProcessResponse
-	(*WaitProcessRequest)(nil),      // 34: kata.agent.v1.WaitProcessRequest
-	(*WaitProcessResponse)(nil),     // 35: kata.agent.v1.WaitProcessResponse
-	(*ResizeTerminalRequest)(nil),   // 36: kata.agent.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),  // 37: kata.agent.v1.ResizeTerminalResponse
-	(*DeleteProcessRequest)(nil),    // 38: kata.agent.v1.DeleteProcessRequest
-	(*DeleteProcessResponse)(nil),   // 39: kata.agent.v1.DeleteProcessResponse
-	(*DeleteContainerRequest)(nil),  // 40: kata.agent.v1.DeleteContainerRequest
-	(*DeleteContainerResponse)(nil), // 41: kata.agent.v1.DeleteContainerResponse
-	(*PauseContainerRequest)(nil),   // 42: kata.agent.v1.PauseContainerRequest
-	(*PauseContainerResponse)(nil),  // 43: kata.agent.v1.PauseContainerResponse
-	(*ResumeContainerRequest)(nil),  // 44: kata.agent.v1.ResumeContainerRequest
-	(*ResumeContainerResponse)(nil), // 45: kata.agent.v1.ResumeContainerResponse
-	(*UpdateContainerRequest)(nil),  // 46: kata.agent.v1.UpdateContainerRequest
-	(*UpdateContainerResponse)(nil), // 47: kata.agent.v1.UpdateContainerResponse
-	(*StatsContainerRequest)(nil),   // 48: kata.agent.v1.StatsContainerRequest
-	(*StatsContainerResponse)(nil),  // 49: kata.agent.v1.StatsContainerResponse
-	(*CPUStats)(nil),                // 50: kata.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 51: kata.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 52: kata.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 53: kata.agent.v1.IOStats
-	(*NetworkStats)(nil),            // 54: kata.agent.v1.NetworkStats
-	(*ListProcessesRequest)(nil),    // 55: kata.agent.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),   // 56: kata.agent.v1.ListProcessesResponse
-	(*Process)(nil),                 // 57: kata.agent.v1.Process
-	(*NextEventRequest)(nil),        // 58: kata.agent.v1.NextEventRequest
-	(*NextEventResponse)(nil),       // 59: kata.agent.v1.NextEventResponse
-	(*ShutdownRequest)(nil),         // 60: kata.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 61: kata.agent.v1.ShutdownResponse
-	nil,                             // 62: kata.agent.v1.SetupSandboxRequest.SysctlsEntry
-	nil,                             // 63: kata.agent.v1.Route.MetricsEntry
-	nil,                             // 64: kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
-	nil,                             // 65: kata.agent.v1.MemoryStats.StatEntry
+	(*Step)(nil),                    // 8: kata.agent.v1.Step
+	(*Network)(nil),                 // 9: kata.agent.v1.Network
+	(*Interface)(nil),               // 10: kata.agent.v1.Interface
+	(*Address)(nil),                 // 11: kata.agent.v1.Address
+	(*Route)(nil),                   // 12: kata.agent.v1.Route
+	(*Hop)(nil),                     // 13: kata.agent.v1.Hop
+	(*Rule)(nil),                    // 14: kata.agent.v1.Rule
+	(*Neighbor)(nil),                // 15: kata.agent.v1.Neighbor
+	(*UpdateNetworkRequest)(nil),    // 16: kata.agent.v1.UpdateNetworkRequest
+	(*UpdateNetworkResponse)(nil),   // 17: kata.agent.v1.UpdateNetworkResponse
+	(*SetTimeRequest)(nil),          // 18: kata.agent.v1.SetTimeRequest
+	(*SetTimeResponse)(nil),         // 19: kata.agent.v1.SetTimeResponse
+	(*AddEntropyRequest)(nil),       // 20: kata.agent.v1.AddEntropyRequest
+	(*AddEntropyResponse)(nil),      // 21: kata.agent.v1.AddEntropyResponse
+	(*Stdio)(nil),                   // 22: kata.agent.v1.Stdio
+	(*CreateContainerRequest)(nil),  // 23: kata.agent.v1.CreateContainerRequest
+	(*BlockDevice)(nil),             // 24: kata.agent.v1.BlockDevice
+	(*CreateContainerResponse)(nil), // 25: kata.agent.v1.CreateContainerResponse
+	(*WriteVolumeRequest)(nil),      // 26: kata.agent.v1.WriteVolumeRequest
+	(*WriteVolumeResponse)(nil),     // 27: kata.agent.v1.WriteVolumeResponse
+	(*VolumeFile)(nil),              // 28: kata.agent.v1.VolumeFile
+	(*CreateExecRequest)(nil),       // 29: kata.agent.v1.CreateExecRequest
+	(*CreateExecResponse)(nil),      // 30: kata.agent.v1.CreateExecResponse
+	(*StartProcessRequest)(nil),     // 31: kata.agent.v1.StartProcessRequest
+	(*StartProcessResponse)(nil),    // 32: kata.agent.v1.StartProcessResponse
+	(*SignalProcessRequest)(nil),    // 33: kata.agent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),   // 34: kata.agent.v1.SignalProcessResponse
+	(*WaitProcessRequest)(nil),      // 35: kata.agent.v1.WaitProcessRequest
+	(*WaitProcessResponse)(nil),     // 36: kata.agent.v1.WaitProcessResponse
+	(*ResizeTerminalRequest)(nil),   // 37: kata.agent.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),  // 38: kata.agent.v1.ResizeTerminalResponse
+	(*DeleteProcessRequest)(nil),    // 39: kata.agent.v1.DeleteProcessRequest
+	(*DeleteProcessResponse)(nil),   // 40: kata.agent.v1.DeleteProcessResponse
+	(*DeleteContainerRequest)(nil),  // 41: kata.agent.v1.DeleteContainerRequest
+	(*DeleteContainerResponse)(nil), // 42: kata.agent.v1.DeleteContainerResponse
+	(*PauseContainerRequest)(nil),   // 43: kata.agent.v1.PauseContainerRequest
+	(*PauseContainerResponse)(nil),  // 44: kata.agent.v1.PauseContainerResponse
+	(*ResumeContainerRequest)(nil),  // 45: kata.agent.v1.ResumeContainerRequest
+	(*ResumeContainerResponse)(nil), // 46: kata.agent.v1.ResumeContainerResponse
+	(*UpdateContainerRequest)(nil),  // 47: kata.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil), // 48: kata.agent.v1.UpdateContainerResponse
+	(*StatsContainerRequest)(nil),   // 49: kata.agent.v1.StatsContainerRequest
+	(*StatsContainerResponse)(nil),  // 50: kata.agent.v1.StatsContainerResponse
+	(*CPUStats)(nil),                // 51: kata.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 52: kata.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 53: kata.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 54: kata.agent.v1.IOStats
+	(*NetworkStats)(nil),            // 55: kata.agent.v1.NetworkStats
+	(*ListProcessesRequest)(nil),    // 56: kata.agent.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 57: kata.agent.v1.ListProcessesResponse
+	(*Process)(nil),                 // 58: kata.agent.v1.Process
+	(*NextEventRequest)(nil),        // 59: kata.agent.v1.NextEventRequest
+	(*NextEventResponse)(nil),       // 60: kata.agent.v1.NextEventResponse
+	(*ShutdownRequest)(nil),         // 61: kata.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 62: kata.agent.v1.ShutdownResponse
+	nil,                             // 63: kata.agent.v1.SetupSandboxRequest.SysctlsEntry
+	nil,                             // 64: kata.agent.v1.Route.MetricsEntry
+	nil,                             // 65: kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
+	nil,                             // 66: kata.agent.v1.MemoryStats.StatEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	5,  // 0: kata.agent.v1.SetupSandboxRequest.storages:type_name -> kata.agent.v1.Storage
-	8,  // 1: kata.agent.v1.SetupSandboxRequest.network:type_name -> kata.agent.v1.Network
-	62, // 2: kata.agent.v1.SetupSandboxRequest.sysctls:type_name -> kata.agent.v1.SetupSandboxRequest.SysctlsEntry
-	9,  // 3: kata.agent.v1.Network.interfaces:type_name -> kata.agent.v1.Interface
-	11, // 4: kata.agent.v1.Network.routes:type_name -> kata.agent.v1.Route
-	13, // 5: kata.agent.v1.Network.rules:type_name -> kata.agent.v1.Rule
-	14, // 6: kata.agent.v1.Network.neighbors:type_name -> kata.agent.v1.Neighbor
-	10, // 7: kata.agent.v1.Interface.addresses:type_name -> kata.agent.v1.Address
-	12, // 8: kata.agent.v1.Route.hops:type_name -> kata.agent.v1.Hop
-	63, // 9: kata.agent.v1.Route.metrics:type_name -> kata.agent.v1.Route.MetricsEntry
-	8,  // 10: kata.agent.v1.UpdateNetworkRequest.network:type_name -> kata.agent.v1.Network
-	5,  // 11: kata.agent.v1.CreateContainerRequest.storages:type_name -> kata.agent.v1.Storage
-	21, // 12: kata.agent.v1.CreateContainerRequest.stdio:type_name -> kata.agent.v1.Stdio
-	64, // 13: kata.agent.v1.CreateContainerRequest.join_namespaces:type_name -> kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
-	23, // 14: kata.agent.v1.CreateContainerRequest.block_devices:type_name -> kata.agent.v1.BlockDevice
-	27, // 15: kata.agent.v1.WriteVolumeRequest.files:type_name -> kata.agent.v1.VolumeFile
-	21, // 16: kata.agent.v1.CreateExecRequest.stdio:type_name -> kata.agent.v1.Stdio
-	50, // 17: kata.agent.v1.StatsContainerResponse.cpu:type_name -> kata.agent.v1.CPUStats
-	51, // 18: kata.agent.v1.StatsContainerResponse.memory:type_name -> kata.agent.v1.MemoryStats
-	52, // 19: kata.agent.v1.StatsContainerResponse.pids:type_name -> kata.agent.v1.PidsStats
-	53, // 20: kata.agent.v1.StatsContainerResponse.io:type_name -> kata.agent.v1.IOStats
-	54, // 21: kata.agent.v1.StatsContainerResponse.network:type_name -> kata.agent.v1.NetworkStats
-	65, // 22: kata.agent.v1.MemoryStats.stat:type_name -> kata.agent.v1.MemoryStats.StatEntry
-	57, // 23: kata.agent.v1.ListProcessesResponse.processes:type_name -> kata.agent.v1.Process
-	0,  // 24: kata.agent.v1.NextEventResponse.kind:type_name -> kata.agent.v1.NextEventResponse.Kind
-	1,  // 25: kata.agent.v1.Agent.Details:input_type -> kata.agent.v1.DetailsRequest
-	3,  // 26: kata.agent.v1.Agent.Settle:input_type -> kata.agent.v1.SettleRequest
-	6,  // 27: kata.agent.v1.Agent.SetupSandbox:input_type -> kata.agent.v1.SetupSandboxRequest
-	15, // 28: kata.agent.v1.Agent.UpdateNetwork:input_type -> kata.agent.v1.UpdateNetworkRequest
-	17, // 29: kata.agent.v1.Agent.SetTime:input_type -> kata.agent.v1.SetTimeRequest
-	19, // 30: kata.agent.v1.Agent.AddEntropy:input_type -> kata.agent.v1.AddEntropyRequest
-	25, // 31: kata.agent.v1.Agent.WriteVolume:input_type -> kata.agent.v1.WriteVolumeRequest
-	22, // 32: kata.agent.v1.Agent.CreateContainer:input_type -> kata.agent.v1.CreateContainerRequest
-	28, // 33: kata.agent.v1.Agent.CreateExec:input_type -> kata.agent.v1.CreateExecRequest
-	30, // 34: kata.agent.v1.Agent.StartProcess:input_type -> kata.agent.v1.StartProcessRequest
-	32, // 35: kata.agent.v1.Agent.SignalProcess:input_type -> kata.agent.v1.SignalProcessRequest
-	34, // 36: kata.agent.v1.Agent.WaitProcess:input_type -> kata.agent.v1.WaitProcessRequest
-	36, // 37: kata.agent.v1.Agent.ResizeTerminal:input_type -> kata.agent.v1.ResizeTerminalRequest
-	38, // 38: kata.agent.v1.Agent.DeleteProcess:input_type -> kata.agent.v1.DeleteProcessRequest
-	40, // 39: kata.agent.v1.Agent.DeleteContainer:input_type -> kata.agent.v1.DeleteContainerRequest
-	42, // 40: kata.agent.v1.Agent.PauseContainer:input_type -> kata.agent.v1.PauseContainerRequest
-	44, // 41: kata.agent.v1.Agent.ResumeContainer:input_type -> kata.agent.v1.ResumeContainerRequest
-	46, // 42: kata.agent.v1.Agent.UpdateContainer:input_type -> kata.agent.v1.UpdateContainerRequest
-	48, // 43: kata.agent.v1.Agent.StatsContainer:input_type -> kata.agent.v1.StatsContainerRequest
-	55, // 44: kata.agent.v1.Agent.ListProcesses:input_type -> kata.agent.v1.ListProcessesRequest
-	58, // 45: kata.agent.v1.Agent.NextEvent:input_type -> kata.agent.v1.NextEventRequest
-	60, // 46: kata.agent.v1.Agent.Shutdown:input_type -> kata.agent.v1.ShutdownRequest
-	2,  // 47: kata.agent.v1.Agent.Details:output_type -> kata.agent.v1.DetailsResponse
-	4,  // 48: kata.agent.v1.Agent.Settle:output_type -> kata.agent.v1.SettleResponse
-	7,  // 49: kata.agent.v1.Agent.SetupSandbox:output_type -> kata.agent.v1.SetupSandboxResponse
-	16, // 50: kata.agent.v1.Agent.UpdateNetwork:output_type -> kata.agent.v1.UpdateNetworkResponse
-	18, // 51: kata.agent.v1.Agent.SetTime:output_type -> kata.agent.v1.SetTimeResponse
-	20, // 52: kata.agent.v1.Agent.AddEntropy:output_type -> kata.agent.v1.AddEntropyResponse
-	26, // 53: kata.agent.v1.Agent.WriteVolume:output_type -> kata.agent.v1.WriteVolumeResponse
-	24, // 54: kata.agent.v1.Agent.CreateContainer:output_type -> kata.agent.v1.CreateContainerResponse
-	29, // 55: kata.agent.v1.Agent.CreateExec:output_type -> kata.agent.v1.CreateExecResponse
-	31, // 56: kata.agent.v1.Agent.StartProcess:output_type -> kata.agent.v1.StartProcessResponse
-	33, // 57: kata.agent.v1.Agent.SignalProcess:output_type -> kata.agent.v1.SignalProcessResponse
-	35, // 58: kata.agent.v1.Agent.WaitProcess:output_type -> kata.agent.v1.WaitProcessResponse
-	37, // 59: kata.agent.v1.Agent.ResizeTerminal:output_type -> kata.agent.v1.ResizeTerminalResponse
-	39, // 60: kata.agent.v1.Agent.DeleteProcess:output_type -> kata.agent.v1.DeleteProcessResponse
-	41, // 61: kata.agent.v1.Agent.DeleteContainer:output_type -> kata.agent.v1.DeleteContainerResponse
-	43, // 62: kata.agent.v1.Agent.PauseContainer:output_type -> kata.agent.v1.PauseContainerResponse
-	45, // 63: kata.agent.v1.Agent.ResumeContainer:output_type -> kata.agent.v1.ResumeContainerResponse
-	47, // 64: kata.agent.v1.Agent.UpdateContainer:output_type -> kata.agent.v1.UpdateContainerResponse
-	49, // 65: kata.agent.v1.Agent.StatsContainer:output_type -> kata.agent.v1.StatsContainerResponse
-	56, // 66: kata.agent.v1.Agent.ListProcesses:output_type -> kata.agent.v1.ListProcessesResponse
-	59, // 67: kata.agent.v1.Agent.NextEvent:output_type -> kata.agent.v1.NextEventResponse
-	61, // 68: kata.agent.v1.Agent.Shutdown:output_type -> kata.agent.v1.ShutdownResponse
-	47, // [47:69] is the sub-list for method output_type
-	25, // [25:47] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	9,  // 1: kata.agent.v1.SetupSandboxRequest.network:type_name -> kata.agent.v1.Network
+	63, // 2: kata.agent.v1.SetupSandboxRequest.sysctls:type_name -> kata.agent.v1.SetupSandboxRequest.SysctlsEntry
+	8,  // 3: kata.agent.v1.SetupSandboxResponse.steps:type_name -> kata.agent.v1.Step
+	10, // 4: kata.agent.v1.Network.interfaces:type_name -> kata.agent.v1.Interface
+	12, // 5: kata.agent.v1.Network.routes:type_name -> kata.agent.v1.Route
+	14, // 6: kata.agent.v1.Network.rules:type_name -> kata.agent.v1.Rule
+	15, // 7: kata.agent.v1.Network.neighbors:type_name -> kata.agent.v1.Neighbor
+	11, // 8: kata.agent.v1.Interface.addresses:type_name -> kata.agent.v1.Address
+	13, // 9: kata.agent.v1.Route.hops:type_name -> kata.agent.v1.Hop
+	64, // 10: kata.agent.v1.Route.metrics:type_name -> kata.agent.v1.Route.MetricsEntry
+	9,  // 11: kata.agent.v1.UpdateNetworkRequest.network:type_name -> kata.agent.v1.Network
+	5,  // 12: kata.agent.v1.CreateContainerRequest.storages:type_name -> kata.agent.v1.Storage
+	22, // 13: kata.agent.v1.CreateContainerRequest.stdio:type_name -> kata.agent.v1.Stdio
+	65, // 14: kata.agent.v1.CreateContainerRequest.join_namespaces:type_name -> kata.agent.v1.CreateContainerRequest.JoinNamespacesEntry
+	24, // 15: kata.agent.v1.CreateContainerRequest.block_devices:type_name -> kata.agent.v1.BlockDevice
+	8,  // 16: kata.agent.v1.CreateContainerResponse.steps:type_name -> kata.agent.v1.Step
+	28, // 17: kata.agent.v1.WriteVolumeRequest.files:type_name -> kata.agent.v1.VolumeFile
+	22, // 18: kata.agent.v1.CreateExecRequest.stdio:type_name -> kata.agent.v1.Stdio
+	8,  // 19: kata.agent.v1.CreateExecResponse.steps:type_name -> kata.agent.v1.Step
+	8,  // 20: kata.agent.v1.StartProcessResponse.steps:type_name -> kata.agent.v1.Step
+	51, // 21: kata.agent.v1.StatsContainerResponse.cpu:type_name -> kata.agent.v1.CPUStats
+	52, // 22: kata.agent.v1.StatsContainerResponse.memory:type_name -> kata.agent.v1.MemoryStats
+	53, // 23: kata.agent.v1.StatsContainerResponse.pids:type_name -> kata.agent.v1.PidsStats
+	54, // 24: kata.agent.v1.StatsContainerResponse.io:type_name -> kata.agent.v1.IOStats
+	55, // 25: kata.agent.v1.StatsContainerResponse.network:type_name -> kata.agent.v1.NetworkStats
+	66, // 26: kata.agent.v1.MemoryStats.stat:type_name -> kata.agent.v1.MemoryStats.StatEntry
+	58, // 27: kata.agent.v1.ListProcessesResponse.processes:type_name -> kata.agent.v1.Process
+	0,  // 28: kata.agent.v1.NextEventResponse.kind:type_name -> kata.agent.v1.NextEventResponse.Kind
+	1,  // 29: kata.agent.v1.Agent.Details:input_type -> kata.agent.v1.DetailsRequest
+	3,  // 30: kata.agent.v1.Agent.Settle:input_type -> kata.agent.v1.SettleRequest
+	6,  // 31: kata.agent.v1.Agent.SetupSandbox:input_type -> kata.agent.v1.SetupSandboxRequest
+	16, // 32: kata.agent.v1.Agent.UpdateNetwork:input_type -> kata.agent.v1.UpdateNetworkRequest
+	18, // 33: kata.agent.v1.Agent.SetTime:input_type -> kata.agent.v1.SetTimeRequest
+	20, // 34: kata.agent.v1.Agent.AddEntropy:input_type -> kata.agent.v1.AddEntropyRequest
+	26, // 35: kata.agent.v1.Agent.WriteVolume:input_type -> kata.agent.v1.WriteVolumeRequest
+	23, // 36: kata.agent.v1.Agent.CreateContainer:input_type -> kata.agent.v1.CreateContainerRequest
+	29, // 37: kata.agent.v1.Agent.CreateExec:input_type -> kata.agent.v1.CreateExecRequest
+	31, // 38: kata.agent.v1.Agent.StartProcess:input_type -> kata.agent.v1.StartProcessRequest
+	33, // 39: kata.agent.v1.Agent.SignalProcess:input_type -> kata.agent.v1.SignalProcessRequest
+	35, // 40: kata.agent.v1.Agent.WaitProcess:input_type -> kata.agent.v1.WaitProcessRequest
+	37, // 41: kata.agent.v1.Agent.ResizeTerminal:input_type -> kata.agent.v1.ResizeTerminalRequest
+	39, // 42: kata.agent.v1.Agent.DeleteProcess:input_type -> kata.agent.v1.DeleteProcessRequest
+	41, // 43: kata.agent.v1.Agent.DeleteContainer:input_type -> kata.agent.v1.DeleteContainerRequest
+	43, // 44: kata.agent.v1.Agent.PauseContainer:input_type -> kata.agent.v1.PauseContainerRequest
+	45, // 45: kata.agent.v1.Agent.ResumeContainer:input_type -> kata.agent.v1.ResumeContainerRequest
+	47, // 46: kata.agent.v1.Agent.UpdateContainer:input_type -> kata.agent.v1.UpdateContainerRequest
+	49, // 47: kata.agent.v1.Agent.StatsContainer:input_type -> kata.agent.v1.StatsContainerRequest
+	56, // 48: kata.agent.v1.Agent.ListProcesses:input_type -> kata.agent.v1.ListProcessesRequest
+	59, // 49: kata.agent.v1.Agent.NextEvent:input_type -> kata.agent.v1.NextEventRequest
+	61, // 50: kata.agent.v1.Agent.Shutdown:input_type -> kata.agent.v1.ShutdownRequest
+	2,  // 51: kata.agent.v1.Agent.Details:output_type -> kata.agent.v1.DetailsResponse
+	4,  // 52: kata.agent.v1.Agent.Settle:output_type -> kata.agent.v1.SettleResponse
+	7,  // 53: kata.agent.v1.Agent.SetupSandbox:output_type -> kata.agent.v1.SetupSandboxResponse
+	17, // 54: kata.agent.v1.Agent.UpdateNetwork:output_type -> kata.agent.v1.UpdateNetworkResponse
+	19, // 55: kata.agent.v1.Agent.SetTime:output_type -> kata.agent.v1.SetTimeResponse
+	21, // 56: kata.agent.v1.Agent.AddEntropy:output_type -> kata.agent.v1.AddEntropyResponse
+	27, // 57: kata.agent.v1.Agent.WriteVolume:output_type -> kata.agent.v1.WriteVolumeResponse
+	25, // 58: kata.agent.v1.Agent.CreateContainer:output_type -> kata.agent.v1.CreateContainerResponse
+	30, // 59: kata.agent.v1.Agent.CreateExec:output_type -> kata.agent.v1.CreateExecResponse
+	32, // 60: kata.agent.v1.Agent.StartProcess:output_type -> kata.agent.v1.StartProcessResponse
+	34, // 61: kata.agent.v1.Agent.SignalProcess:output_type -> kata.agent.v1.SignalProcessResponse
+	36, // 62: kata.agent.v1.Agent.WaitProcess:output_type -> kata.agent.v1.WaitProcessResponse
+	38, // 63: kata.agent.v1.Agent.ResizeTerminal:output_type -> kata.agent.v1.ResizeTerminalResponse
+	40, // 64: kata.agent.v1.Agent.DeleteProcess:output_type -> kata.agent.v1.DeleteProcessResponse
+	42, // 65: kata.agent.v1.Agent.DeleteContainer:output_type -> kata.agent.v1.DeleteContainerResponse
+	44, // 66: kata.agent.v1.Agent.PauseContainer:output_type -> kata.agent.v1.PauseContainerResponse
+	46, // 67: kata.agent.v1.Agent.ResumeContainer:output_type -> kata.agent.v1.ResumeContainerResponse
+	48, // 68: kata.agent.v1.Agent.UpdateContainer:output_type -> kata.agent.v1.UpdateContainerResponse
+	50, // 69: kata.agent.v1.Agent.StatsContainer:output_type -> kata.agent.v1.StatsContainerResponse
+	57, // 70: kata.agent.v1.Agent.ListProcesses:output_type -> kata.agent.v1.ListProcessesResponse
+	60, // 71: kata.agent.v1.Agent.NextEvent:output_type -> kata.agent.v1.NextEventResponse
+	62, // 72: kata.agent.v1.Agent.Shutdown:output_type -> kata.agent.v1.ShutdownResponse
+	51, // [51:73] is the sub-list for method output_type
+	29, // [29:51] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -4068,7 +4186,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   65,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -12,6 +12,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/agent/cgroup"
 	"github.com/seed-efd44b36/kata/internal/agent/jail/inside"
 	"github.com/seed-efd44b36/kata/internal/agent/reap"
+	"github.com/seed-efd44b36/kata/internal/timeline"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,7 +50,9 @@ func (j *Jailer) Create(ctx context.Context, c Config) (*Container, error) {
 }
 
 func (j *Jailer) create(ctx context.Context, c Config) (*Container, error) {
+	end := timeline.Step(ctx, "plan")
 	plan, clone, err := newPlan(c.Spec, c.Join)
+	end()
 	if err != nil {
 		return nil, err
 	}
@@ -96,10 +99,13 @@ func (j *Jailer) create(ctx context.Context, c Config) (*Container, error) {
 // prepare brings the first process to the gate. On error it has been killed, though it may
 // not have been reaped yet.
 func (c *Container) prepare(ctx context.Context, b birth, p *inside.Plan, s Stdio, join []*os.File) (*Process, error) {
+	end := timeline.Step(ctx, "process")
 	w, err := c.jailer.worker(b)
+	end()
 	if err != nil {
 		return nil, err
 	}
+	defer timeline.Step(ctx, "root and limits")()
 	terminal, err := w.prepare(ctx, p, s, join)
 	if err != nil {
 		return nil, err

@@ -6,13 +6,11 @@ package guest
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/containerd/ttrpc"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/printable"
-	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 )
 
@@ -66,23 +64,6 @@ func Connect(ctx context.Context, m vmm.Machine, cid uint32) (_ *Guest, err erro
 	g.Kernel, g.RSS = printable.Text(d.GetKernelRelease(), maxKernel), d.GetAgentRssBytes()
 	return g, nil
 }
-
-// maxBoot bounds the age of a kernel that is believed.
-const maxBoot = 1 << 40 // ms, some 30 years
-
-// tellBoot tells what the guest says of its own boot. That of a guest which was
-// restored was before.
-func tellBoot(ctx context.Context, d *agentv1.DetailsResponse) {
-	if d.GetBootToNowMs() > maxBoot {
-		return
-	}
-	born := time.Now().Add(-milliseconds(d.GetBootToNowMs()))
-	agent, ready := born.Add(milliseconds(d.GetBootToAgentMs())), born.Add(milliseconds(d.GetBootToReadyMs()))
-	timeline.Told(ctx, "kernel", born, agent)
-	timeline.Told(ctx, "agent", agent, ready)
-}
-
-func milliseconds(n uint64) time.Duration { return time.Duration(min(n, maxBoot)) * time.Millisecond }
 
 // Open opens a stream to the agent.
 func (g *Guest) Open(ctx context.Context, h link.Header) (link.Stream, error) {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"time"
 
@@ -151,10 +152,26 @@ func (c Chart) forgotten() string {
 
 func show(name string) string { return printable.Text(name, 2*maxName) }
 
-// label is the name of a phase, with what has to be known of its times.
-func label(p timeline.Phase) string {
+// labels are the names of the phases, with what has to be known of their times. What
+// the guest says of one it says of the parts as well.
+func labels(ps []timeline.Phase) []string {
+	names := make([]string, 0, len(ps))
+	said := math.MaxInt // the depth of the last phase of which that was told
+	for _, p := range ps {
+		if p.Depth <= said {
+			said = math.MaxInt
+		}
+		names = append(names, label(p, p.Guest && said == math.MaxInt))
+		if p.Guest {
+			said = min(said, p.Depth)
+		}
+	}
+	return names
+}
+
+func label(p timeline.Phase, guest bool) string {
 	name := printable.Text(p.Name, maxName)
-	if p.Guest {
+	if guest {
 		name += " (says the guest)"
 	}
 	if p.Open {
@@ -177,18 +194,18 @@ func (c Chart) writeTable(w io.Writer) error {
 		}
 		fmt.Fprintln(&b, c.title(l, first))
 		s := spanOf(l.Phases)
-		width := len("phase")
-		for _, p := range l.Phases {
-			width = max(width, 2*p.Depth+len([]rune(label(p))))
+		names, width := labels(l.Phases), len("phase")
+		for i, p := range l.Phases {
+			names[i] = strings.Repeat("  ", p.Depth) + names[i]
+			width = max(width, len([]rune(names[i])))
 		}
 		fmt.Fprintf(&b, "%10s %9s  %s\n", "start ms", "for ms", "phase")
-		for _, p := range l.Phases {
-			name := strings.Repeat("  ", p.Depth) + label(p)
+		for i, p := range l.Phases {
 			dur := fmt.Sprintf("%.1f", ms(p.Dur))
 			if p.Dur == 0 {
 				dur = ""
 			}
-			fmt.Fprintf(&b, "%10.1f %9s  %-*s  %s\n", ms(p.Start.Sub(s.began)), dur, width, name, s.draw(p))
+			fmt.Fprintf(&b, "%10.1f %9s  %-*s  %s\n", ms(p.Start.Sub(s.began)), dur, width, names[i], s.draw(p))
 		}
 	}
 	if text := c.forgotten(); text != "" {

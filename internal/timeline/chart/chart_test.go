@@ -27,12 +27,14 @@ func phase(depth int, name string, start, dur float64) timeline.Phase {
 func example() chart.Chart {
 	kernel := phase(3, "kernel", 300, 500)
 	kernel.Guest = true
+	driver := phase(4, "driver", 400, 100)
+	driver.Guest = true
 	create := phase(1, "create container", 900, 100)
 	create.Open = true
 	return chart.Chart{Sandbox: "box", History: timeline.History{Forgotten: 2, Lines: []timeline.Line{
 		{Phases: []timeline.Phase{
 			phase(0, "kata", 0, 10.25),
-			phase(0, "kata-proxy", 10.25, 989.75), phase(1, "boot", 20, 880), phase(2, "VMM", 30, 800), kernel,
+			phase(0, "kata-proxy", 10.25, 989.75), phase(1, "boot", 20, 880), phase(2, "VMM", 30, 800), kernel, driver,
 			create, phase(1, "first output", 1100, 0), phase(1, "later", 60_000, 0),
 		}},
 		{Container: "web", Phases: []timeline.Phase{phase(0, "start container", 5000, 20)}},
@@ -58,6 +60,7 @@ func TestTable(t *testing.T) {
       20.0     880.0    boot                         =================================
       30.0     800.0      VMM                         =============================
      300.0     500.0        kernel (says the guest)            ===================
+     400.0     100.0          driver                               ====
      900.0     100.0    create container (lasts)                                     ====
     1100.0              first output                                                        |
    60000.0              later                                                                >

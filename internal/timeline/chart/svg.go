@@ -24,6 +24,7 @@ const (
 	axisHeight   = 26
 	gap          = 12 // after a line
 	mostDepths   = 4  // kinds of bars
+	mostIndents  = 8
 	mostTicks    = 10
 )
 
@@ -94,16 +95,17 @@ func drawLine(b *strings.Builder, l timeline.Line, y int) int {
 		fmt.Fprintf(b, `<text class="faint tick" x="%.1f" y="%d">%s</text>`+"\n", x, y+14, duration(t))
 	}
 	y += axisHeight
-	for _, p := range l.Phases {
-		s.drawPhase(b, p, y)
+	names := labels(l.Phases)
+	for i, p := range l.Phases {
+		s.drawPhase(b, p, names[i], y)
 		y += rowHeight
 	}
 	return y
 }
 
-func (s span) drawPhase(b *strings.Builder, p timeline.Phase, y int) {
+func (s span) drawPhase(b *strings.Builder, p timeline.Phase, name string, y int) {
 	base := y + 15
-	fmt.Fprintf(b, `<text x="%d" y="%d">%s</text>`+"\n", margin+indent*min(p.Depth, mostDepths), base, escape(label(p)))
+	fmt.Fprintf(b, `<text x="%d" y="%d">%s</text>`+"\n", margin+indent*min(p.Depth, mostIndents), base, escape(name))
 	at := duration(p.Start.Sub(s.began))
 	long := duration(p.Dur)
 	if p.Dur == 0 {
@@ -128,7 +130,7 @@ func (s span) drawPhase(b *strings.Builder, p timeline.Phase, y int) {
 	if p.Dur == 0 {
 		closing = "path"
 	}
-	fmt.Fprintf(b, "<title>%s: at %s, for %s</title></%s>\n", escape(label(p)), at, duration(p.Dur), closing)
+	fmt.Fprintf(b, "<title>%s: at %s, for %s</title></%s>\n", escape(name), at, duration(p.Dur), closing)
 }
 
 func (s span) x(t time.Time) float64 { return barsFrom + s.share(t)*(barsTo-barsFrom) }
