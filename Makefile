@@ -24,7 +24,7 @@ PROTOC_GEN_GO  := v1.36.12
 PROTOC_GEN_RPC := v1.2.10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-unit test-e2e race lint lint-if-built fuzz soak suites bench lab kernel protos install uninstall clean
+.PHONY: help setup build demo test test-unit test-e2e race lint lint-if-built fuzz soak suites bench bench-check lab kernel protos install uninstall clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,8 +86,11 @@ soak: build ## run hundreds of containers and pods, and kill in each phase (hour
 suites: setup build ## run containerd's own test suites with runc and kata (an hour)
 	KATA_BIN=$(CURDIR)/bin $(GO) run ./test/suites $(SUITES)
 
-bench: setup build ## measure start, exec, memory and throughput, with runc beside
-	KATA_BIN=$(CURDIR)/bin $(GO) run ./test/bench
+bench: setup build ## measure kata, runc, crun and runsc into docs/performance (an hour; BENCH=-quick: minutes)
+	KATA_BIN=$(CURDIR)/bin $(GO) run ./test/bench -out docs/performance $(BENCH)
+
+bench-check: setup build ## measure what test/bench/budget.json limits, and fail when a limit is broken (minutes)
+	KATA_BIN=$(CURDIR)/bin $(GO) run ./test/bench -check
 
 lab: setup build ## run the end-to-end tests on a host with KVM, made by emulation (slow)
 	KATA_BIN=$(CURDIR)/bin $(GO) run ./test/lab

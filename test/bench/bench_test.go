@@ -1,85 +1,164 @@
 package main
 
 import (
+	"bytes"
+	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/seed-efd44b36/kata/test/bench/result"
+	"github.com/seed-efd44b36/kata/test/bench/subject"
 )
 
-func TestTinyProgramRuns(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("not Linux")
-	}
-	path := filepath.Join(t.TempDir(), "hello")
-	if err := os.WriteFile(path, program("hello\n", exit), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.CommandContext(t.Context(), path).CombinedOutput()
-	if err != nil || string(out) != "hello\n" {
-		t.Errorf("got %q, %v; want hello", out, err)
-	}
-}
-
-func TestArchiveIsReadable(t *testing.T) {
-	cpio, err := exec.LookPath("cpio")
-	if err != nil {
-		t.Skip("cpio is missing (apt-get install cpio)")
-	}
-	m, err := newBareMachine(t.TempDir(), "kernel", "tcg")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Open(m.initrd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	cmd := exec.CommandContext(t.Context(), cpio, "-t", "--quiet")
-	cmd.Stdin = f
-	out, err := cmd.CombinedOutput()
-	if got, want := string(out), "dev\ndev/console\ninit\n"; err != nil || got != want {
-		t.Errorf("got %q, %v; want %q", got, err, want)
+func TestMeasurementsAreWhole(t *testing.T) {
+	seen := map[string]bool{}
+	for _, m := range measurements() {
+		if seen[m.Name] {
+			t.Errorf("%s is there twice", m.Name)
+		}
+		seen[m.Name] = true
+		if m.Title == "" || m.full == 0 || len(m.units) == 0 || m.measure == nil {
+			t.Errorf("%s lacks a title, rounds, units or what measures", m.Name)
+		}
+		if !slices.ContainsFunc(subject.Names(), m.takes) {
+			t.Errorf("%s takes no subject", m.Name)
+		}
 	}
 }
 
-func TestMedian(t *testing.T) {
+// Each line of the budget is about something that is measured, of subjects that
+// there are.
+func TestBudgetIsMeasured(t *testing.T) {
+	b, err := result.ReadBudget("budget.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range slices.Concat(b.Limits, b.Targets) {
+		i := slices.IndexFunc(measurements(), func(m measurement) bool { return m.Name == l.Measurement })
+		if i < 0 {
+			t.Errorf("%s: there is no measurement %s", l.Name, l.Measurement)
+			continue
+		}
+		m := measurements()[i]
+		if !slices.ContainsFunc(m.units, func(u result.Unit) bool {
+			return u.Name == l.Figure && (l.To != "" || u.Unit == l.Unit || u.Unit == "containers")
+		}) {
+			t.Errorf("%s: %s does not measure %s in %s", l.Name, m.Name, l.Figure, l.Unit)
+		}
+		if !slices.ContainsFunc(subject.Names(), func(n string) bool { return l.Holds(n) && m.takes(n) }) {
+			t.Errorf("%s: %s does not measure a subject %s", l.Name, m.Name, l.Subject)
+		}
+		if l.To != "" && (!slices.Contains(subject.Names(), l.To) || !m.takes(l.To)) {
+			t.Errorf("%s: %s does not measure %s", l.Name, m.Name, l.To)
+		}
+	}
+}
+
+func TestPlan(t *testing.T) {
+	limit := 1.0
+	b := result.Budget{Limits: []result.Line{{Name: "l", Measurement: "exec", Figure: "wall", Subject: "kata-*/cli", To: "runc/oci", AtMost: &limit}}}
+	names := func(jobs []job) (list []string) {
+		for _, j := range jobs {
+			list = append(list, j.Name)
+		}
+		return list
+	}
+	jobs := options{check: true}.plan(b)
+	if got, want := names(jobs), []string{"exec"}; !slices.Equal(got, want) {
+		t.Fatalf("check: got %v, want %v", got, want)
+	}
+	for name, want := range map[string]bool{"kata-cold/cli": true, "runc/oci": true, "kata-cold/ctr": false, "crun/oci": false} {
+		if got := jobs[0].wants(name); got != want {
+			t.Errorf("check wants %s: got %v, want %v", name, got, want)
+		}
+	}
+	if n := (options{check: true}).rounds(jobs[0].measurement); n < 5 {
+		t.Errorf("check: %d rounds of execs", n)
+	}
+	got := names(options{only: []string{"parallel", "exec"}}.plan(b))
+	if want := []string{"parallel-1", "parallel-10", "parallel-20", "parallel-50", "exec"}; !slices.Equal(got, want) {
+		t.Errorf("only: got %v, want %v", got, want)
+	}
+	if quick := names(options{quick: true}.plan(b)); slices.Contains(quick, "parallel-50") || !slices.Contains(quick, "start") {
+		t.Errorf("quick: got %v", quick)
+	}
+}
+
+func TestOptions(t *testing.T) {
 	for _, tc := range []struct {
-		in   samples
-		want float64
+		name string
+		o    options
+		ok   bool
 	}{
-		{nil, 0},
-		{samples{3}, 3},
-		{samples{9, 1, 2}, 2},
-		{samples{4, 1, 2, 9}, 3},
+		{"none", options{}, true},
+		{"runtime", options{subjects: []string{"runc"}}, true},
+		{"pattern", options{subjects: []string{"kata-*/ctr"}}, true},
+		{"no such runtime", options{subjects: []string{"rkt"}}, false},
+		{"no such measurement", options{only: []string{"flight"}}, false},
+		{"check of some", options{check: true, only: []string{"exec"}}, false},
 	} {
-		if got := tc.in.median(); got != tc.want {
-			t.Errorf("median of %v: got %v, want %v", tc.in, got, tc.want)
+		if err := tc.o.validate(); (err == nil) != tc.ok {
+			t.Errorf("%s: got %v", tc.name, err)
+		}
+	}
+	o := options{subjects: []string{"runc", "kata-*/ctr"}}
+	for name, want := range map[string]bool{"runc/oci": true, "kata-cold/ctr": true, "kata-cold/oci": false, "qemu": false} {
+		if got := o.wants(name); got != want {
+			t.Errorf("wants %s: got %v, want %v", name, got, want)
 		}
 	}
 }
 
-func TestBudget(t *testing.T) {
-	limits, err := readBudget("budget.json")
+func sample(r *result.Report, measurement, subject string, u result.Unit, values ...float64) {
+	for i, v := range values {
+		r.Add(measurement, u, subject, result.Sample{Round: i, Value: v})
+	}
+}
+
+// A report goes to page, data and pictures, and the page shows the pictures that
+// there are; what an older run has left goes.
+func TestWrite(t *testing.T) {
+	r := &result.Report{Date: "2026-01-02"}
+	for _, name := range []string{"start", "parallel-1", "parallel-10"} {
+		i := slices.IndexFunc(measurements(), func(m measurement) bool { return m.Name == name })
+		r.Sections = append(r.Sections, measurements()[i].Section)
+		for _, s := range []string{"kata-cold/ctr", "runc/ctr"} {
+			sample(r, name, s, result.Unit{Name: "wall", What: "all", Unit: "s"}, 1, 2, 3)
+			sample(r, name, s, result.Unit{Name: "failed", What: "none", Unit: ""}, 0)
+		}
+	}
+	r.Complete(subject.Reference, subject.Order)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "old.svg"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(io.Discard, dir, r, result.Budget{}); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	good := &result{}
-	for _, l := range limits {
-		if order(l.Name) < 0 {
-			t.Errorf("limit %s has no place in the table", l.Name)
-		}
-		good.Figures = append(good.Figures, newFigure(l.Name, l.Name, "x", samples{l.Max + l.Min}, nil))
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
 	}
-	if err := exceeded(good, limits); err != nil {
-		t.Errorf("figures at their limits: %v", err)
+	if want := []string{"measured.json", "measured.md", "parallel-wall.svg", "start-wall.svg"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
-	within := []limit{{Name: "a", Max: 10, Tolerance: 0.5}, {Name: "b", Min: 10, Tolerance: 0.5}, {Name: "c", Max: 1}}
-	r := &result{Figures: []figure{newFigure("a", "", "", samples{15}, nil), newFigure("b", "", "", samples{4}, nil)}}
-	err = exceeded(r, within)
-	if err == nil || strings.Contains(err.Error(), "a:") || !strings.Contains(err.Error(), "b:") || !strings.Contains(err.Error(), "c: not measured") {
-		t.Errorf("got %v, want b over its limit and c not measured", err)
+	page, err := os.ReadFile(filepath.Join(dir, "measured.md"))
+	if err != nil || strings.Count(string(page), ".svg)") != 2 {
+		t.Errorf("%v; want two pictures in\n%s", err, page)
+	}
+	picture, err := os.ReadFile(filepath.Join(dir, "parallel-wall.svg"))
+	if err != nil || !strings.Contains(string(picture), "10 at once") {
+		t.Errorf("%v; want the groups in\n%s", err, picture)
+	}
+	var out bytes.Buffer
+	if err := write(&out, "", r, result.Budget{}); err != nil || strings.Contains(out.String(), ".svg") {
+		t.Errorf("%v; want a page without pictures, got\n%s", err, out.String())
 	}
 }

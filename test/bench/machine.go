@@ -8,29 +8,21 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// describe tells what the figures were measured on.
-func describe(ctx context.Context, kernel, accel string) []string {
+// machine tells what the figures were measured on.
+func machine() []string {
 	var u unix.Utsname
 	_ = unix.Uname(&u) // it cannot fail
-	list := []string{
+	var info unix.Sysinfo_t
+	_ = unix.Sysinfo(&info) // nor this
+	return []string{
 		fmt.Sprintf("%d × %s", runtime.NumCPU(), cpuModel()),
+		fmt.Sprintf("%.0f GiB", float64(info.Totalram)*float64(info.Unit)/(1<<30)),
 		"host Linux " + unix.ByteSliceToString(u.Release[:]),
-		firstLine(ctx, "qemu-system-x86_64", "--version"),
-		"accelerator " + accel,
-		"guest Linux " + kernel,
 	}
-	if l, err := os.ReadFile("/proc/loadavg"); err == nil {
-		list = append(list, "load at the start "+strings.Fields(string(l))[0])
-	}
-	if v := firstLine(ctx, "runc", "--version"); v != "" {
-		list = append(list, v)
-	}
-	return list
 }
 
 func cpuModel() string {
@@ -47,13 +39,21 @@ func cpuModel() string {
 	return "unknown processor"
 }
 
-func firstLine(ctx context.Context, name string, args ...string) string {
-	out, err := exec.CommandContext(ctx, name, args...).Output()
+// load1 is the load of the last minute.
+func load1() string {
+	l, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
-		return ""
+		return "unknown"
 	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	return line
+	load, _, _ := strings.Cut(string(l), " ")
+	return load
 }
 
-func today() string { return time.Now().UTC().Format(time.DateOnly) }
+// commit is the one that is checked out.
+func commit(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}

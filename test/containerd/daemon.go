@@ -171,10 +171,15 @@ func (d *Daemon) Import(ctx context.Context, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return d.ImportLayout(ctx, strings.TrimPrefix(ref, "oci:"), name)
+}
+
+// ImportLayout is Import for the only image of the OCI layout in a directory.
+func (d *Daemon) ImportLayout(ctx context.Context, dir, name string) (string, error) {
 	for _, namespace := range []string{"default", "k8s.io"} {
 		var archive bytes.Buffer
 		full := "localhost/" + name + ":latest"
-		if err := writeArchive(&archive, strings.TrimPrefix(ref, "oci:"), full); err != nil {
+		if err := writeArchive(&archive, dir, full); err != nil {
 			return "", fmt.Errorf("archive of image %s: %w", name, err)
 		}
 		cmd := d.Ctr(ctx, "--namespace", namespace, "images", "import", "-")

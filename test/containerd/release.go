@@ -5,16 +5,13 @@
 package containerd
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/seed-efd44b36/kata/test/gobuild"
 )
 
 // ModuleVersion is the release that is built from the Go module.
@@ -65,52 +62,11 @@ func minor(version string) string {
 // the first time that a version is asked for. It may be called by several
 // processes at once.
 func Module(ctx context.Context, version string) (Release, error) {
-	r, err := module(ctx, version)
-	if err != nil {
-		return Release{}, fmt.Errorf("containerd %s: %w", version, err)
-	}
-	return r, nil
-}
-
-func module(ctx context.Context, version string) (_ Release, err error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return Release{}, err
-	}
-	dir := filepath.Join(cache, "kata-test", "containerd-"+version)
-	r := Release{Name: minor(version), Dir: filepath.Join(dir, "bin"), ConfigVersion: 3}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return Release{}, err
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return Release{}, err
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return Release{}, err
-	}
-	if _, err := os.Stat(r.Dir); err == nil {
-		return r, nil
-	}
-	// A module of its own, so that ours does not depend on all of containerd's.
 	const path = "github.com/containerd/containerd/v2"
-	mod := fmt.Sprintf("module kata-test/containerd\ngo 1.26\nrequire %s v%s\n", path, version)
-	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte(mod), 0o644); err != nil {
-		return Release{}, err
-	}
-	building := r.Dir + ".new"
-	if err := errors.Join(os.RemoveAll(building), os.MkdirAll(building, 0o755)); err != nil {
-		return Release{}, err
-	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", "no_btrfs", "-ldflags", "-s -w -X "+path+"/version.Version=v"+version,
-		"-o", building, path+"/cmd/containerd", path+"/cmd/containerd-shim-runc-v2", path+"/cmd/ctr")
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=mod -buildvcs=false", "GOWORK=off")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return Release{}, fmt.Errorf("go build: %w\n%s", err, stderr.Bytes())
-	}
-	return r, os.Rename(building, r.Dir)
+	dir, err := gobuild.Program{
+		Name: "containerd", Module: path, Version: version,
+		Packages: []string{path + "/cmd/containerd", path + "/cmd/containerd-shim-runc-v2", path + "/cmd/ctr"},
+		Flags:    []string{"-tags", "no_btrfs", "-ldflags", "-s -w -X " + path + "/version.Version=v" + version},
+	}.Build(ctx)
+	return Release{Name: minor(version), Dir: filepath.Join(dir, "bin"), ConfigVersion: 3}, err
 }

@@ -1,7 +1,8 @@
-package main
+package subject
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,6 +18,19 @@ const plainParams = "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable"
 type bareMachine struct{ kernel, initrd, accel string }
 
 const initWord = "/init runs\n"
+
+// hello is a static program that writes a word and ends.
+func hello() []byte { return program("hello\n", exit) }
+
+// once implements front: there is no container, and no end but a kill.
+func (m *bareMachine) once(ctx context.Context) (Start, error) {
+	t, err := m.boot(ctx)
+	return Start{First: t, Whole: t}, err
+}
+
+func (m *bareMachine) stay(context.Context) (Container, error) {
+	return nil, errors.New("QEMU alone has no containers")
+}
 
 func newBareMachine(dir, kernel, accel string) (*bareMachine, error) {
 	initrd := filepath.Join(dir, "initrd")
@@ -62,7 +76,7 @@ func (m *bareMachine) boot(ctx context.Context) (float64, error) {
 	t, err := untilOutput(cmd, func(out []byte) bool {
 		seen.Write(out)
 		return strings.Contains(seen.String(), strings.TrimSpace(initWord))
-	})
+	}, true)
 	if err != nil {
 		return 0, fmt.Errorf("QEMU alone: %w; its console: %.2000q", err, seen.String())
 	}
