@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/agent/await"
 	"github.com/seed-efd44b36/kata/internal/agent/boot"
 	"github.com/seed-efd44b36/kata/internal/agent/cgroup"
@@ -71,6 +72,8 @@ type Agent struct {
 	sandbox    string                // guarded by mu; id, empty before SetupSandbox
 	template   bool                  // guarded by mu; the guest has been settled
 	containers map[string]*container // guarded by mu; nil value: being created
+	// details of the guest, guarded by mu. Those of a template are found out once.
+	details *agentv1.DetailsResponse
 }
 
 // Main is the program: it returns only when the guest cannot be used, which the
@@ -186,6 +189,7 @@ func (a *Agent) prepare(ctx context.Context) {
 	// Small and steady rather than fast: the guest's memory is the user's.
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(memoryLimit)
+	debug.FreeOSMemory()
 	a.mu.Lock()
 	template := a.template
 	a.mu.Unlock()

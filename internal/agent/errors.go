@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/seed-efd44b36/kata/internal/agent/entropy"
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
 	"github.com/seed-efd44b36/kata/internal/agent/mirror"
 	"github.com/seed-efd44b36/kata/internal/agent/network"
@@ -35,6 +36,7 @@ func fail(err error) error {
 		{errExists, codes.AlreadyExists},
 		{errState, codes.FailedPrecondition},
 		{errInvalid, codes.InvalidArgument},
+		{entropy.ErrInvalid, codes.InvalidArgument},
 		{mirror.ErrInvalid, codes.InvalidArgument},
 		{network.ErrInvalid, codes.InvalidArgument},
 		{storage.ErrInvalid, codes.InvalidArgument},

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/agent/entropy"
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
 	"github.com/seed-efd44b36/kata/internal/agent/module"
 	"github.com/seed-efd44b36/kata/internal/agent/storage"
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -36,17 +38,30 @@ const (
 
 // Details implements the service.
 func (a *Agent) Details(context.Context, *agentv1.DetailsRequest) (*agentv1.DetailsResponse, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.details == nil || !a.template {
+		d, err := a.look()
+		if err != nil {
+			return nil, fail(err)
+		}
+		a.details = d
+	}
+	a.details.BootToReadyMs = uint64(a.ready.Milliseconds())
+	a.details.BootToNowMs = uint64(uptime().Milliseconds())
+	return proto.CloneOf(a.details), nil
+}
+
+// look finds out what the guest is.
+func (a *Agent) look() (*agentv1.DetailsResponse, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
-		return nil, fail(fmt.Errorf("uname: %w", err))
+		return nil, fmt.Errorf("uname: %w", err)
 	}
 	controllers, err := a.groups.Controllers()
 	if err != nil {
 		a.log.Warn("controllers are unknown", "err", err)
 	}
-	a.mu.Lock()
-	ready := a.ready
-	a.mu.Unlock()
 	_, seccompErr := os.Stat("/proc/sys/kernel/seccomp/actions_avail")
 	return &agentv1.DetailsResponse{
 		Version:           version.String(),
@@ -57,8 +72,6 @@ func (a *Agent) Details(context.Context, *agentv1.DetailsRequest) (*agentv1.Deta
 		Seccomp:           seccompErr == nil,
 		CgroupControllers: controllers,
 		BootToAgentMs:     uint64(a.started.Milliseconds()),
-		BootToReadyMs:     uint64(ready.Milliseconds()),
-		BootToNowMs:       uint64(uptime().Milliseconds()),
 	}, nil
 }
 
@@ -106,7 +119,7 @@ func (a *Agent) setup(ctx context.Context, r *agentv1.SetupSandboxRequest) error
 	// First of all, before anything draws random numbers or looks at a clock.
 	end := timeline.Step(ctx, "entropy and clock")
 	if len(r.GetEntropy()) > 0 {
-		if err := addEntropy(r.GetEntropy()); err != nil {
+		if err := entropy.Add(r.GetEntropy()); err != nil {
 			return err
 		}
 	}
@@ -228,7 +241,7 @@ func setTime(ns int64) error {
 
 // AddEntropy implements the service.
 func (a *Agent) AddEntropy(_ context.Context, r *agentv1.AddEntropyRequest) (*agentv1.AddEntropyResponse, error) {
-	if err := addEntropy(r.GetSeed()); err != nil {
+	if err := entropy.Add(r.GetSeed()); err != nil {
 		return nil, fail(err)
 	}
 	return &agentv1.AddEntropyResponse{}, nil

@@ -9,6 +9,7 @@ import (
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/agent/disk"
 	"github.com/seed-efd44b36/kata/internal/agent/module"
+	"github.com/seed-efd44b36/kata/internal/agent/rehearsal"
 )
 
 // Settle implements the service.
@@ -37,11 +38,36 @@ func (a *Agent) settle(ctx context.Context) error {
 	if a.prepareErr != nil {
 		return a.prepareErr
 	}
-	err := errors.Join(a.modules.LoadPhase(module.PhaseNet), disk.Load(a.modules), a.jailer.Ready(), a.jailer.Fill(ctx), a.groups.Prepare())
+	err := errors.Join(a.modules.LoadPhase(module.PhaseNet), disk.Load(a.modules), rehearsal.Messages(), a.rehearse(ctx),
+		a.jailer.Rehearse(ctx), a.groups.Prepare())
 	if err != nil {
 		return err
 	}
 	// What is free of it has been touched, and so is there for every sandbox.
 	runtime.GC()
 	return nil
+}
+
+// rehearse makes a container, runs it and removes it.
+func (a *Agent) rehearse(ctx context.Context) error {
+	r, err := rehearsal.Container()
+	if err != nil {
+		return err
+	}
+	c, err := a.create(ctx, r)
+	if err != nil {
+		return err
+	}
+	c.init.stdio.abandon() // no host will open the streams
+	if err = c.jail.Start(ctx); err == nil {
+		select {
+		case <-c.init.Done():
+			if code := c.init.Child().ExitCode(); code != 0 {
+				err = fmt.Errorf("the rehearsal ended with exit code %d", code)
+			}
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	return errors.Join(err, a.undo(ctx, c))
 }

@@ -16,7 +16,7 @@ import (
 func share() *agentv1.Storage {
 	return &agentv1.Storage{
 		Driver: "9p", Source: "kata", Target: "/run/kata/shared",
-		Options: []string{"trans=virtio", "version=9p2000.L", "cache=mmap", "msize=524288"},
+		Options: []string{"trans=virtio", "version=9p2000.L", "cache=mmap", "msize=512000"},
 	}
 }
 

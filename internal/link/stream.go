@@ -180,6 +180,9 @@ func (st *stream) await() (ring, error) {
 		case end:
 			return ring{}, io.EOF
 		case ended != nil:
+			if errors.Is(ended, errLeft) {
+				return ring{}, io.EOF // who wrote has said farewell
+			}
 			return ring{}, fmt.Errorf("read stream: link ended: %w", noEOF(ended))
 		}
 		select {

@@ -317,6 +317,33 @@ func TestSpares(t *testing.T) {
 	<-last.child.Done()
 }
 
+// TestRehearse makes a container and a further process in it by processes that have
+// rehearsed.
+func TestRehearse(t *testing.T) {
+	needRoot(t)
+	j := New(Options{Reaper: reaper, Spares: 1})
+	t.Cleanup(j.Close)
+	if err := j.Fill(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	old := j.spares[0]
+	for range 2 {
+		if err := j.Rehearse(deadline(t)); err != nil {
+			t.Fatal(err)
+		}
+		if len(j.spares) != 1 || j.forker.w == nil {
+			t.Fatalf("%d spare processes and the forker %v wait", len(j.spares), j.forker.w)
+		}
+	}
+	<-old.child.Done()
+	if got := runJail(t, j, sh(newRootfs(t), "echo $$")); got != (result{"1\n", 0}) {
+		t.Errorf("got %+v", got)
+	}
+	if len(j.spares) != 0 {
+		t.Error("the spare process was not used")
+	}
+}
+
 func TestCreateIsBoundedByItsContext(t *testing.T) {
 	needRoot(t)
 	ctx, cancel := context.WithCancel(t.Context())

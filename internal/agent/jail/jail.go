@@ -18,6 +18,7 @@ package jail
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -86,10 +87,53 @@ func (j *Jailer) Fill(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// Rehearse starts the processes that wait, and the forker, anew, such that each has
+// read a plan before: what a process makes when it first does is there then. For a
+// guest that is going to be saved.
+func (j *Jailer) Rehearse(ctx context.Context) error {
+	j.discardWaiting()
+	forker, err := j.rehearsed(ctx, birth{}, inside.Forker)
+	if err != nil {
+		return err
+	}
+	j.forker.mu.Lock()
+	j.forker.w = forker
+	j.forker.mu.Unlock()
+	for range j.options.Spares {
+		w, err := j.rehearsed(ctx, birth{clone: unix.CLONE_NEWPID})
+		if err != nil {
+			return err
+		}
+		j.mu.Lock()
+		j.spares = append(j.spares, w)
+		j.mu.Unlock()
+	}
+	return nil
+}
+
+// rehearsed starts a process and waits until it has rehearsed.
+func (j *Jailer) rehearsed(ctx context.Context, b birth, args ...string) (*worker, error) {
+	w, err := j.spawn(b, append(args, inside.Rehearse)...)
+	if err != nil {
+		return nil, err
+	}
+	defer w.deadline(ctx)()
+	if _, err := w.conn.Read(make([]byte, 1)); err != nil {
+		w.discard()
+		return nil, fmt.Errorf("rehearse: %w", w.gone(ctx, err))
+	}
+	return w, nil
+}
+
 // Close ends the spare processes, the forker, and the pod's first process. Containers
 // are not touched, but for those in the pod's pid namespace, which ends.
 func (j *Jailer) Close() {
 	j.pod.end()
+	j.discardWaiting()
+}
+
+// discardWaiting ends the spare processes and the forker.
+func (j *Jailer) discardWaiting() {
 	j.forker.mu.Lock()
 	if j.forker.w != nil {
 		j.forker.w.discard()

@@ -194,9 +194,12 @@ func rename(index int, name string) error {
 
 // make makes all that is described, or finds that it is there.
 func (s state) make(had state) error {
-	links, err := rtnl.Links()
-	if err != nil {
-		return err
+	var links []rtnl.Link
+	if len(s.interfaces) > 0 { // else nobody asks which there are
+		var err error
+		if links, err = rtnl.Links(); err != nil {
+			return err
+		}
 	}
 	// Names that are wanted for others are given up first: two interfaces may
 	// have to change theirs.

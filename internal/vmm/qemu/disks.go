@@ -315,7 +315,7 @@ type (
 )
 
 // execute runs a command whose answer says nothing.
-func execute[A blockdev | scsiDisk | nodeRef | deviceRef | throttle | fdSet | capabilitiesArgs | migrationURI](ctx context.Context, c *qmp.Client, name string, arguments A) error {
+func execute[A blockdev | scsiDisk | nodeRef | deviceRef | throttle | fdSet | capabilitiesArgs | announcement | migrationURI](ctx context.Context, c *qmp.Client, name string, arguments A) error {
 	text, err := json.Marshal(arguments)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

@@ -30,6 +30,11 @@ type fdName struct {
 	Name string `json:"fdname"`
 }
 
+// announcement is how often network devices tell that they have moved.
+type announcement struct {
+	Rounds int `json:"announce-rounds"`
+}
+
 // migrationURI tells where the state is.
 type migrationURI struct {
 	URI string `json:"uri"`
@@ -91,6 +96,11 @@ func (m *Machine) save(ctx context.Context, state *os.File) error {
 // restore loads the state into a machine that has not run yet.
 func (m *Machine) restore(ctx context.Context, monitor *qmp.Client) error {
 	defer timeline.Step(ctx, "restore")()
+	// No network device is to announce itself, with the template's address: the guest
+	// would do that before it reads its first call.
+	if err := execute(ctx, monitor, "migrate-set-parameters", announcement{}); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
 	if err := m.migrate(ctx, monitor, "migrate-incoming", m.cfg.State); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 
 	"github.com/seed-efd44b36/kata/internal/agent/jail/pty"
@@ -35,6 +36,9 @@ func Main() int {
 		return 1
 	}
 	unix.CloseOnExec(ControlFD)
+	if slices.Contains(os.Args, Rehearse) && rehearse() != nil {
+		return 1
+	}
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case Forker:

@@ -1,7 +1,10 @@
-package agent
+// Package entropy makes the guest's random generator start afresh, from a seed of the
+// host's. The caller is the agent, before anything of a sandbox draws from it.
+package entropy
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"unsafe"
@@ -12,11 +15,14 @@ import (
 // maxSeed bounds what one call may add, in bytes.
 const maxSeed = 4096
 
-// addEntropy mixes the seed into the kernel's random generator, credits it, and
+// ErrInvalid is wrapped by errors about a seed that cannot be used.
+var ErrInvalid = errors.New("invalid seed")
+
+// Add mixes the seed into the kernel's random generator, credits it, and
 // makes the generator start afresh from it.
-func addEntropy(seed []byte) error {
+func Add(seed []byte) error {
 	if len(seed) == 0 || len(seed) > maxSeed {
-		return fmt.Errorf("seed of %d bytes, want 1 to %d: %w", len(seed), maxSeed, errInvalid)
+		return fmt.Errorf("seed of %d bytes, want 1 to %d: %w", len(seed), maxSeed, ErrInvalid)
 	}
 	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
 	if err != nil {
