@@ -28,6 +28,7 @@ type Attachment struct {
 	// group is that of the interfaces that are our taps, and of no others in the
 	// namespace: the index of the first.
 	group int
+	own   bool             // the namespace goes, and the taps with it
 	told  *agentv1.Network // what the guest was told last
 }
 
@@ -55,6 +56,17 @@ type NIC struct {
 // as many as asked for: those that are left over are for interfaces that come
 // later. The caller closes the attachment after the VMM has ended.
 func Attach(ctx context.Context, path string, least int) (*Attachment, error) {
+	return attachTo(ctx, path, least, false)
+}
+
+// AttachOwn is Attach for a namespace that is taken down after the attachment is
+// closed: its taps are left in it. To remove one makes the kernel wait for 15 ms and
+// more; with the namespace it does so when nobody waits.
+func AttachOwn(ctx context.Context, path string, least int) (*Attachment, error) {
+	return attachTo(ctx, path, least, true)
+}
+
+func attachTo(ctx context.Context, path string, least int, own bool) (*Attachment, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("attach network namespace %s: %w", path, err)
 	}
@@ -62,7 +74,7 @@ func Attach(ctx context.Context, path string, least int) (*Attachment, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Attachment{ns: ns}
+	a := &Attachment{ns: ns, own: own}
 	err = inNS(ns, func() (err error) {
 		if err := a.attach(least); err != nil {
 			return err
@@ -79,7 +91,7 @@ func Attach(ctx context.Context, path string, least int) (*Attachment, error) {
 // Idle makes devices that are joined to nothing and never will be, in a namespace
 // that goes with them.
 func Idle(n int) (*Attachment, error) {
-	a := &Attachment{}
+	a := &Attachment{own: true}
 	err := thread.Run(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare: %w", err)
@@ -144,7 +156,7 @@ func (a *Attachment) addNIC() (*nic, error) {
 	if len(a.nics) == maxNICs {
 		return nil, fmt.Errorf("more than %d interfaces: %w", maxNICs, ErrUnsupported)
 	}
-	f, name, err := openTap()
+	f, name, err := openTap(a.own)
 	if err != nil {
 		return nil, err
 	}
@@ -320,9 +332,9 @@ func (n *nic) down() (netlink.Link, error) {
 	return tap, err
 }
 
-// openTap makes a tap device in the thread's namespace. It is not persistent:
-// a crash of all that hold it removes it.
-func openTap() (*os.File, string, error) {
+// openTap makes a tap device in the thread's namespace. One that is not to stay
+// is removed by a crash of all that hold it.
+func openTap(stay bool) (*os.File, string, error) {
 	// Blocking, as the VMM will set what it needs on the open file itself.
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -332,6 +344,9 @@ func openTap() (*os.File, string, error) {
 	if err == nil {
 		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+	}
+	if err == nil && stay {
+		err = unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -400,11 +415,12 @@ func redirect(from, to netlink.Link) error {
 	return nil
 }
 
-// Close takes the junction apart and leaves the namespace as it was. A
-// namespace whose interfaces have been removed meanwhile is no error.
+// Close takes the junction apart and leaves the namespace as it was, unless it is
+// one that goes anyway. A namespace whose interfaces have been removed meanwhile is
+// no error.
 func (a *Attachment) Close() error {
 	var errs []error
-	if a.ns != nil && len(a.nics) > 0 {
+	if a.ns != nil && len(a.nics) > 0 && !a.own {
 		errs = append(errs, inNS(a.ns, a.detach))
 	}
 	for _, n := range a.nics {

@@ -529,6 +529,36 @@ func TestCloseAfterTheInterfaceIsGone(t *testing.T) {
 }
 
 // TestNoFDLeaks attaches and closes, and fails to attach.
+// TestTapsOfAnOwnNamespaceStayInIt: they go with it.
+func TestTapsOfAnOwnNamespaceStayInIt(t *testing.T) {
+	path, _ := pod(t)
+	for _, test := range []struct {
+		name   string
+		attach func(context.Context, string, int) (*Attachment, error)
+		want   int
+	}{
+		{"another's", Attach, 0},
+		{"own", AttachOwn, 2},
+	} {
+		a, err := test.attach(t.Context(), path, 2)
+		must(t, err)
+		must(t, a.Close())
+		in(t, path, func() error {
+			links, err := netlink.LinkList()
+			taps := 0
+			for _, l := range links {
+				if l.Type() == "tuntap" {
+					taps++
+				}
+			}
+			if taps != test.want {
+				t.Errorf("%s: %d taps are left, want %d", test.name, taps, test.want)
+			}
+			return err
+		})
+	}
+}
+
 func TestNoFDLeaks(t *testing.T) {
 	path, _ := pod(t)
 	count := func() int {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
@@ -43,10 +44,13 @@ func (s *Sandbox) attachNetwork(ctx context.Context, o BootOptions, cfg *vmm.Con
 	}
 	var at *network.Attachment
 	var err error
-	if o.NetNS == "" {
+	switch {
+	case o.NetNS == "":
 		// Devices all the same: it is a machine of the same kind then.
 		at, err = network.Idle(least)
-	} else {
+	case filepath.Dir(o.NetNS) == s.dir:
+		at, err = network.AttachOwn(ctx, o.NetNS, least)
+	default:
 		at, err = network.Attach(ctx, o.NetNS, least)
 	}
 	if err != nil {
