@@ -8,6 +8,7 @@ import (
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/link"
+	"github.com/seed-efd44b36/kata/internal/sandbox/figures"
 	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/timeline"
@@ -144,18 +145,7 @@ func (p *Process) follow() {
 		p.finish(report.Exit{Code: report.LostCode, At: time.Now(), Reason: s.deathReason()})
 		return
 	}
-	// A code that no process can have must not become a success.
-	e := report.Exit{Code: min(resp.GetExitCode(), 255), At: time.Unix(0, resp.GetExitedAt()), OOMKilled: resp.GetOomKilled()}
-	// Of the processes that the limit killed, this was one if it died so.
-	if e.OOMKilled && e.Code == 128+uint32(unix.SIGKILL) {
-		e.Reason = "killed for exceeding its memory limit (OOM)"
-	}
-	// The guest's clock is the guest's word: an end in the future, or before
-	// the sandbox was made, is a lie or a clock gone wrong.
-	if now := time.Now(); e.At.After(now) || e.At.Before(s.created) {
-		e.At = now
-	}
-	p.finish(e)
+	p.finish(figures.Exit(resp, s.created, time.Now()))
 }
 
 func (p *Process) finish(e report.Exit) {

@@ -29,7 +29,7 @@ func TimeLine(t *testing.T, text string) map[string][]string {
 	if err := json.Unmarshal([]byte(text), &doc); err != nil || doc.Version != 1 || len(doc.Starts) == 0 {
 		t.Fatalf("time line: version %d, %d starts, %v: %s", doc.Version, len(doc.Starts), err, text)
 	}
-	const round = 0.002 // ms
+	const round = 0.01 // ms
 	lines := map[string][]string{}
 	for _, s := range doc.Starts {
 		name := strings.TrimSpace(s.Container + " " + s.Exec)

@@ -1,13 +1,15 @@
-// Package figures makes what a guest tells of a container's use of resources, and
-// of its processes, fit to be shown: short, and without control characters. It is
-// pure.
+// Package figures makes what a guest tells of a container's use of resources, of
+// its processes and of their ends, fit to be shown: short, possible, and without
+// control characters. It is pure.
 package figures
 
 import (
 	"slices"
+	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/printable"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"golang.org/x/sys/unix"
 )
 
@@ -47,4 +49,20 @@ func Processes(list []*agentv1.Process, known func(exec string) bool) {
 			p.Exec = "" // we have given no such id
 		}
 	}
+}
+
+// Exit is how a process of a sandbox has ended, which was made then.
+func Exit(r *agentv1.WaitProcessResponse, made, now time.Time) report.Exit {
+	// A code that no process can have must not become a success.
+	e := report.Exit{Code: min(r.GetExitCode(), 255), At: time.Unix(0, r.GetExitedAt()), OOMKilled: r.GetOomKilled()}
+	// Of the processes that the limit killed, this was one if it died so.
+	if e.OOMKilled && e.Code == 128+uint32(unix.SIGKILL) {
+		e.Reason = "killed for exceeding its memory limit (OOM)"
+	}
+	// The guest's clock is the guest's word: an end in the future, or before
+	// the sandbox was made, is a lie or a clock gone wrong.
+	if e.At.After(now) || e.At.Before(made) {
+		e.At = now
+	}
+	return e
 }
