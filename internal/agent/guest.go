@@ -33,7 +33,10 @@ const (
 	defaultShm = 64 << 20
 	// restartAfter is how long a guest that was shut down waits for its end.
 	restartAfter = time.Second
-	sysctlDir  = "/proc/sys/"
+	sysctlDir    = "/proc/sys/"
+	// minSeed in bytes is the entropy that a copy of a template needs: as much as the
+	// kernel's generator has.
+	minSeed = 32
 	// maxHostname is the kernel's limit.
 	maxHostname = 64
 )
@@ -98,14 +101,17 @@ func kilobytes(file, key string) uint64 {
 // SetupSandbox implements the service.
 func (a *Agent) SetupSandbox(ctx context.Context, r *agentv1.SetupSandboxRequest) (*agentv1.SetupSandboxResponse, error) {
 	a.mu.Lock()
-	taken := a.sandbox
-	if taken == "" {
+	taken, poor := a.sandbox, a.template && len(r.GetEntropy()) < minSeed
+	if taken == "" && !poor {
 		a.sandbox = r.GetId()
 	}
 	a.mu.Unlock()
 	switch {
 	case r.GetId() == "":
 		return nil, status.Error(codes.InvalidArgument, "sandbox without an id")
+	case poor:
+		// It would draw the same random numbers as every other copy.
+		return nil, status.Errorf(codes.InvalidArgument, "a copy of a template gets %d bytes of entropy, and needs %d", len(r.GetEntropy()), minSeed)
 	case taken != "":
 		return nil, status.Errorf(codes.FailedPrecondition, "this guest is sandbox %q", taken)
 	}

@@ -35,6 +35,9 @@ func TestSettle(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("details: %v", d)
+	if _, err := g.agent.SetupSandbox(within(t), &agentv1.SetupSandboxRequest{Id: "sandbox", Entropy: []byte("little")}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a copy with little entropy: %v", err)
+	}
 	start := time.Now()
 	if _, err := g.agent.SetupSandbox(within(t), &agentv1.SetupSandboxRequest{
 		Id: "sandbox", Hostname: "pod", TimeUnixNs: time.Now().UnixNano(), Entropy: bytes.Repeat([]byte{7}, 64),
