@@ -25,6 +25,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/seed-efd44b36/kata/internal/thread"
 	"golang.org/x/sys/unix"
@@ -37,9 +38,10 @@ type Server struct {
 	peer  *os.File
 	files numbers
 
-	done  chan struct{} // closed when nothing is served any more
-	err   error         // valid then
-	close sync.Once
+	closing atomic.Bool
+	close   sync.Once
+	done    chan struct{} // closed when nothing is served any more
+	err     error         // valid then
 }
 
 // Start serves the directory dir, and what is mounted in it, now or later.
@@ -52,7 +54,7 @@ func Start(dir string) (*Server, error) {
 	go func() { // ends with Close, which waits for it
 		defer close(s.done)
 		started := false
-		s.err = thread.Run(func() error {
+		err := thread.Run(func() error {
 			t, err := newWorker(s)
 			if err != nil {
 				return err
@@ -64,7 +66,9 @@ func Start(dir string) (*Server, error) {
 		// The peer must not wait for answers.
 		_ = unix.Shutdown(s.conn, unix.SHUT_RDWR)
 		if !started {
-			begun <- s.err
+			begun <- err
+		} else if !s.closing.Load() {
+			s.err = err
 		}
 	}()
 	if err := <-begun; err != nil {
@@ -80,11 +84,6 @@ func open(dir string) (*Server, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(root, &st); err != nil {
-		unix.Close(root)
-		return nil, &os.PathError{Op: "stat", Path: dir, Err: err}
-	}
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		unix.Close(root)
@@ -93,7 +92,7 @@ func open(dir string) (*Server, error) {
 	return &Server{
 		root: os.NewFile(uintptr(root), dir),
 		conn: ends[0], peer: os.NewFile(uintptr(ends[1]), "share"),
-		files: newNumbers(st.Dev), done: make(chan struct{}),
+		files: newNumbers(), done: make(chan struct{}),
 	}, nil
 }
 
@@ -110,6 +109,7 @@ func (s *Server) Err() error { return s.err }
 // Close ends the server and waits for it. It may be called again.
 func (s *Server) Close() {
 	s.close.Do(func() {
+		s.closing.Store(true)
 		_ = unix.Shutdown(s.conn, unix.SHUT_RDWR)
 		<-s.done
 		unix.Close(s.conn)

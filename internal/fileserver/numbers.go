@@ -12,7 +12,7 @@ const (
 	inodeBits = 48
 	// maxDevices is how many file systems have a number in the bits above, but
 	// for the highest bit.
-	maxDevices = 1<<(63-inodeBits) - 1
+	maxDevices = 1 << (63 - inodeBits)
 )
 
 // numbers gives files of several file systems numbers that are unique in all of
@@ -24,17 +24,14 @@ type numbers struct {
 	seed    maphash.Seed
 }
 
-// newNumbers is for a directory on the given device. That one's number is the
-// last, so that the next one, a root file system mostly, has 0: its files have
-// the numbers that are in its directories.
-func newNumbers(root uint64) numbers {
-	return numbers{devices: map[uint64]uint64{root: maxDevices}, seed: maphash.MakeSeed()}
+func newNumbers() numbers {
+	return numbers{devices: make(map[uint64]uint64), seed: maphash.MakeSeed()}
 }
 
 func (n *numbers) of(dev, ino uint64) uint64 {
 	index, known := n.devices[dev]
 	if !known && len(n.devices) < maxDevices {
-		index, known = uint64(len(n.devices)-1), true
+		index, known = uint64(len(n.devices)), true
 		n.devices[dev] = index
 	}
 	if known && ino < 1<<inodeBits {
