@@ -71,19 +71,13 @@ func (s store) create(r record) (letGo func(), err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	unlock, err := s.lock()
+	unlock, err := s.lock(r.Name != "")
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	all, err := s.list()
-	if err != nil {
+	if err := s.isFree(r.Name); err != nil {
 		return nil, err
-	}
-	for _, o := range all {
-		if r.Name != "" && (o.Name == r.Name || o.ID == r.Name) {
-			return nil, fmt.Errorf("the name %q is in use by container %s; remove it with `kata rm %s` or choose another", r.Name, short(o.ID), r.Name)
-		}
 	}
 	if err := os.Mkdir(s.path(r.ID), 0o700); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
@@ -92,6 +86,24 @@ func (s store) create(r record) (letGo func(), err error) {
 		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.remove(r.ID))
 	}
 	return letGo, nil
+}
+
+// isFree fails if a container has the name. Without one there is nothing to look
+// for, in what may be hundreds of records.
+func (s store) isFree(name string) error {
+	if name == "" {
+		return nil
+	}
+	all, err := s.list()
+	if err != nil {
+		return err
+	}
+	for _, o := range all {
+		if o.Name == name || o.ID == name {
+			return fmt.Errorf("the name %q is in use by container %s; remove it with `kata rm %s` or choose another", name, short(o.ID), name)
+		}
+	}
+	return nil
 }
 
 // write takes hold of the container's directory and writes its record.
@@ -127,7 +139,7 @@ func (s store) held(id string) bool {
 // interrupted `kata run --rm`, and those that have no record, of interrupted
 // creations and removals.
 func (s store) sweep() error {
-	unlock, err := s.lock()
+	unlock, err := s.lock(true)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -166,13 +178,18 @@ func (s store) dirs() ([]string, error) {
 	return dirs, err
 }
 
-// lock serializes those who add containers.
-func (s store) lock() (unlock func(), err error) {
+// lock keeps those apart who add containers with names, who remove what nobody
+// wants, and, shared, those who add containers without a name.
+func (s store) lock(alone bool) (unlock func(), err error) {
+	how := unix.LOCK_SH
+	if alone {
+		how = unix.LOCK_EX
+	}
 	f, err := os.OpenFile(filepath.Join(s.dir, ".lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock containers: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+	if err := unix.Flock(int(f.Fd()), how); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock containers: %w", err), f.Close())
 	}
 	return func() { _ = f.Close() }, nil

@@ -113,6 +113,19 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// TestContainersWithoutNamesAreMadeAtOnce: neither waits for the other.
+func TestContainersWithoutNamesAreMadeAtOnce(t *testing.T) {
+	t.Parallel()
+	s := testStore(t)
+	create(t, s, record{ID: "first"})()
+	unlock, err := s.lock(false) // as one that is being made holds it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	create(t, s, record{ID: "second"})()
+}
+
 // TestRecordAge: the newest container is first.
 func TestRecordAge(t *testing.T) {
 	t.Parallel()
