@@ -36,8 +36,6 @@ type Volume struct {
 	Target string
 }
 
-var volumeForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-
 // mounts adds volumes, tmpfs and the files of the network. Mounts are sorted by
 // depth, so that none hides another.
 func (f *Flags) mounts(in Input, p *Plan) error {
@@ -176,7 +174,7 @@ func parseVolume(s string, in Input) (specs.Mount, Volume, error) {
 			return specs.Mount{}, Volume{}, err
 		}
 		return bind(source, target, readonly), v, nil
-	case volumeForm.MatchString(source):
+	case isName(source):
 		v.Path, v.Name = filepath.Join(in.VolumeDir, source, "_data"), source
 	default:
 		return specs.Mount{}, Volume{}, fmt.Errorf("%q is neither a path nor the name of a volume", source)

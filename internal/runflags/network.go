@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,14 +36,12 @@ func (p Port) String() string {
 	return fmt.Sprintf("%s:%d->%d/%s", host, p.HostPort, p.ContainerPort, p.Protocol)
 }
 
-var networkForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-
 func (f *Flags) network(p *Plan) error {
 	var errs []error
 	switch {
 	case f.Network == "host", strings.HasPrefix(f.Network, "container:"):
 		errs = append(errs, fmt.Errorf("--network %s: a virtual machine has its own network; use none, %s or the name of a CNI network", f.Network, DefaultNetwork))
-	case !networkForm.MatchString(f.Network):
+	case !isName(f.Network):
 		errs = append(errs, fmt.Errorf("--network %q: not the name of a network", f.Network))
 	}
 	for _, s := range f.Publish {

@@ -356,6 +356,8 @@ func TestPlanRefuses(t *testing.T) {
 		{[]string{"-w", "relative"}, "--workdir"},
 		{[]string{"-h", "bad host"}, "--hostname"},
 		{[]string{"-h", strings.Repeat("a", 65)}, "--hostname"},
+		{[]string{"-h", strings.Repeat("a", 64)}, "--hostname"},
+		{[]string{"--network", strings.Repeat("a", 129)}, "--network"},
 		{[]string{"--ulimit", "nofile=6:5"}, "--ulimit"},
 		{[]string{"--ulimit", "what=5"}, "--ulimit"},
 		{[]string{"--sysctl", "nothing"}, "--sysctl"},
