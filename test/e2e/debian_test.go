@@ -11,9 +11,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/seed-efd44b36/kata/test/harness"
 )
 
 // TestDpkg: Debian's package manager installs and removes a package, with the
@@ -53,10 +56,9 @@ ls -d /usr/bin/kata-test /var/lib/kata-test /usr/share/kata-test 2>/dev/null || 
 }
 
 // TestSpecialFiles: what programs expect of a root file system besides plain
-// files.
+// files, with both servers of the shared directory.
 func TestSpecialFiles(t *testing.T) {
 	t.Parallel()
-	host := t.TempDir()
 	script := `
 cd "$1"
 # A socket, with two processes at it.
@@ -72,27 +74,76 @@ mknod null c 1 3; echo x > null; stat -c '%t:%T' null
 # Links.
 echo content > file; ln file hard; ln -s file soft; stat -c %h hard; cat soft; readlink soft
 # Owner, mode, times.
-chown daemon:bin file; chmod 6751 file; touch -d '2001-02-03 04:05:06.789 UTC' file; TZ=UTC stat -c '%U:%G %a %y' file
+chown daemon:bin file; chmod 6751 file; touch -d '2001-02-03 04:05:06 UTC' file; TZ=UTC stat -c '%U:%G %a %y' file
 # Renaming over an open file, and a file without a name.
 exec 3<file; echo new > other; mv other file; cat file - <&3; rm file hard; exec 3<&-
-exec 4<>unnamed; rm unnamed; echo still there >&4; cat /proc/self/fd/4; exec 4<&-
+exec 4<>unnamed; rm unnamed; echo still there >&4; stat -L -c '%s %h' /proc/self/fd/4
+perl -e 'open F, "+<&=4"; seek F, 0, 0; print <F>'; exec 4<&-
 # Locks are seen by another process.
 flock lock sh -c 'flock -n lock true || echo locked'
 # A hole; room for a file.
-truncate -s 1G sparse; stat -c '%s %b' sparse; fallocate -l 1M room; stat -c %s room
+truncate -s 1G sparse; stat -c '%s %b' sparse
 # Directories.
 mkdir -p a/b/c; rmdir a/b/c; mv a z; find z | sort | tr '\n' ' '; echo
 sync
 `
-	for _, dir := range []string{"/root", "/volume"} {
-		t.Run(strings.TrimPrefix(dir, "/"), func(t *testing.T) {
-			t.Parallel()
-			out := env.MustKata(t, "run", "--rm", "--network", "none", "-v", host+":/volume", image(t, "debian"), "sh", "-ec", script, "sh", dir)
-			want(t, out, "through a socket", "socket", "through a pipe", "1:3", "2", "content", "file",
-				"daemon:bin 6751 2001-02-03 04:05:06.789000000 +0000", "new", "content", "still there", "locked",
-				"1073741824 0", "1048576", "z z/b ")
-		})
+	// What the guest's kernel cannot ask for by 9p.
+	const more = `
+cd "$1"
+fallocate -l 1M room; stat -c %s room
+touch -d '2001-02-03 04:05:06.789 UTC' file; TZ=UTC stat -c %y file
+exec 4<>unnamed; rm unnamed; echo still there >&4; cat /proc/self/fd/4`
+	moreLines := []string{"1048576", "2001-02-03 04:05:06.789000000 +0000", "still there"}
+	lines := []string{
+		"through a socket", "socket", "through a pipe", "1:3", "2", "content", "file",
+		"daemon:bin 6751 2001-02-03 04:05:06.000000000 +0000", "new", "content", "12 0", "still there", "locked",
+		"1073741824 0", "z z/b ",
 	}
+	for _, share := range []string{"virtio-fs", "9p"} {
+		if share == "virtio-fs" && !hasVirtiofsd() {
+			t.Log("virtiofsd is missing: the share is 9p only")
+			continue
+		}
+		e := sharedBy(t, share)
+		host := t.TempDir()
+		for _, dir := range []string{"/root", "/volume"} {
+			t.Run(share+dir, func(t *testing.T) {
+				t.Parallel()
+				ask, expect := script, lines
+				if share == "virtio-fs" {
+					ask, expect = script+more, append(slices.Clone(lines), moreLines...)
+				}
+				out := e.MustKata(t, "run", "--rm", "--network", "none", "-v", host+":/volume", image(t, "debian"), "sh", "-ec",
+					`grep -q " / $2 " /proc/mounts || grep " / " /proc/mounts`+ask, "sh", dir, strings.ReplaceAll(share, "-", ""))
+				want(t, out, expect...)
+			})
+		}
+	}
+}
+
+// hasVirtiofsd reports whether the share can be virtio-fs.
+func hasVirtiofsd() bool {
+	for _, path := range []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd"} {
+		if _, err := os.Stat(path); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// sharedBy is the installation with one of the kinds of share.
+func sharedBy(t *testing.T, fs string) *harness.Env {
+	t.Helper()
+	conf, err := os.ReadFile(env.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := *env
+	e.Config = filepath.Join(t.TempDir(), "configuration.toml")
+	if err := os.WriteFile(e.Config, fmt.Appendf(conf, "\n[hypervisor]\nshared_fs = %q\n", fs), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return &e
 }
 
 // list is a shell script that prints a line for each file of a tree, and one
