@@ -26,6 +26,7 @@ const (
 // Messages has the codec of calls prepare for those of a start.
 func Messages() error {
 	hop := &agentv1.Hop{Gateway: "x"}
+	steps := []*agentv1.Step{{Name: "x"}}
 	network := &agentv1.Network{
 		Interfaces: []*agentv1.Interface{{Name: "x", Addresses: []*agentv1.Address{{Prefix: "x"}}}},
 		Routes:     []*agentv1.Route{{Hops: []*agentv1.Hop{hop}, Metrics: map[uint32]uint32{1: 1}}},
@@ -39,16 +40,17 @@ func Messages() error {
 			Id: "x", Storages: []*agentv1.Storage{{Driver: "x", Options: []string{"x"}}}, Network: network,
 			Sysctls: map[string]string{"x": "x"}, Entropy: []byte{1},
 		},
-		&agentv1.SetupSandboxResponse{},
+		&agentv1.SetupSandboxResponse{Steps: steps},
 		&agentv1.UpdateNetworkRequest{Network: network}, &agentv1.UpdateNetworkResponse{},
 		&agentv1.WriteVolumeRequest{Files: []*agentv1.VolumeFile{{Path: "x"}}}, &agentv1.WriteVolumeResponse{},
 		&agentv1.CreateContainerRequest{
 			Id: "x", Spec: []byte{1}, Stdio: &agentv1.Stdio{Stdout: true}, JoinNamespaces: map[string]string{"x": "x"},
 			BlockDevices: []*agentv1.BlockDevice{{Path: "x"}},
 		},
-		&agentv1.CreateContainerResponse{Pid: 1},
-		&agentv1.StartProcessRequest{Container: "x"}, &agentv1.StartProcessResponse{Pid: 1},
+		&agentv1.CreateContainerResponse{Pid: 1, Steps: steps},
+		&agentv1.StartProcessRequest{Container: "x"}, &agentv1.StartProcessResponse{Pid: 1, Steps: steps},
 		&agentv1.WaitProcessRequest{Container: "x"}, &agentv1.WaitProcessResponse{ExitCode: 1},
+		&agentv1.CreateExecRequest{Container: "x", Stdio: &agentv1.Stdio{Stdout: true}}, &agentv1.CreateExecResponse{Steps: steps},
 		&agentv1.NextEventRequest{},
 	} {
 		b, err := proto.Marshal(m)
