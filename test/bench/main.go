@@ -13,6 +13,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -145,14 +146,12 @@ func bench(ctx context.Context, out, progress io.Writer, o options) (err error) 
 	}
 	complete := func() { report.Complete(subject.Reference, subject.Order) }
 	complete()
-	broken := report.Broken(budget)
-	if o.check && len(broken) > 0 {
-		r.step("%d limits are broken; once more", len(broken))
-		if err := r.again(ctx, broken); err != nil {
+	if doubtful := report.Doubtful(budget); o.check && len(doubtful) > 0 {
+		r.step("%d limits are broken or in doubt; once more", len(doubtful))
+		if err := r.again(ctx, doubtful); err != nil {
 			return err
 		}
 		complete()
-		broken = report.Broken(budget)
 	}
 	report.Machine, report.LoadEnd = append(machine(), r.rig.About...), load1()
 	report.Minutes = time.Since(start).Minutes()
@@ -161,13 +160,13 @@ func bench(ctx context.Context, out, progress io.Writer, o options) (err error) 
 	}
 	var errs []error
 	if o.check {
-		for _, v := range broken {
+		for _, v := range report.Broken(budget) {
 			errs = append(errs, v.Err())
 		}
 	}
 	for _, s := range report.Skipped {
 		if s.Failed {
-			errs = append(errs, fmt.Errorf("%s: %s", s.Subject, s.Why))
+			errs = append(errs, fmt.Errorf("%s: %s: %s", s.Subject, cmp.Or(s.Measurement, "all"), s.Why))
 		}
 	}
 	return errors.Join(errs...)

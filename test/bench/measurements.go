@@ -159,8 +159,8 @@ func agent(ctx context.Context, t trial) (figures, error) {
 func atOnce(n int) measurement {
 	m := measurement{
 		Section: result.Section{
-			Name: fmt.Sprintf("parallel-%d", n), Title: fmt.Sprintf("%d at once", n), Family: "Containers that start at once, and then stay",
-			About: "The time is until the last has started. Then, after five seconds: what all of their processes take, divided by their number (QEMU with the guest and all in it, shim, proxy, file server, sandbox, gofer, the container's own; not containerd).",
+			Name: fmt.Sprintf("parallel-%d", n), Title: fmt.Sprintf("%d at once", n), Family: "Many at once",
+			About: "Containers that start at the same time, and stay. The time is until the last has started. Then, after five seconds: what all of their processes take, divided by their number (QEMU with the guest and all in it, shim, proxy, file server, sandbox, gofer, the container's own; not containerd).",
 		},
 		fronts: []string{subject.CLI, subject.Ctr, subject.CRI, subject.OCI},
 		full:   3, quick: 1,
@@ -170,7 +170,7 @@ func atOnce(n int) measurement {
 			{Name: "pss", What: "memory of each, all processes, PSS", Unit: "MiB"},
 			{Name: "failed", What: "did not start", Unit: "containers"},
 		},
-		measure: func(ctx context.Context, t trial) (figures, error) { return parallel(ctx, t, n, n) },
+		measure: func(ctx context.Context, t trial) (figures, error) { return parallel(ctx, t, n) },
 	}
 	switch n {
 	case 1:
@@ -192,8 +192,8 @@ func atOnce(n int) measurement {
 // idleTime is how long containers are left alone before their memory is looked at.
 const idleTime = 5 * time.Second
 
-// parallel starts n containers, so many at a time.
-func parallel(ctx context.Context, t trial, n, atATime int) (_ figures, err error) {
+// parallel starts n containers at the same time.
+func parallel(ctx context.Context, t trial, n int) (_ figures, err error) {
 	if err := t.run.fits(ctx, t.Subject, n); err != nil {
 		return nil, err
 	}
@@ -207,12 +207,12 @@ func parallel(ctx context.Context, t trial, n, atATime int) (_ figures, err erro
 	}
 	f := figures{}
 	began := time.Now()
-	list, failures := startMany(ctx, t.Subject, n, atATime)
+	list, failures := startMany(ctx, t.Subject, n, n)
 	f["wall"] = time.Since(began).Seconds()
 	defer func() { err = errors.Join(err, removeMany(ctx, list)) }()
 	f["failed"] = float64(len(failures))
 	if len(failures) > 0 {
-		t.run.skip(t.String(), fmt.Errorf("%d of %d at once did not start: %w", len(failures), n, failures[0]))
+		t.run.skip(t.String(), fmt.Sprintf("parallel-%d", n), fmt.Errorf("%d of %d at once did not start: %w", len(failures), n, failures[0]))
 	}
 	if len(list) == 0 {
 		return f, nil

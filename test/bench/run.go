@@ -123,7 +123,7 @@ func (r *run) one(ctx context.Context, j job) (err error) {
 			}
 			err := act(s)
 			if err != nil && ctx.Err() == nil {
-				r.skip(s.String(), fmt.Errorf("%s: %w", j.Name, err))
+				r.skip(s.String(), j.Name, err)
 			}
 			return err != nil
 		})
@@ -169,9 +169,9 @@ var errTooLarge = errors.New("too large for this machine")
 
 // skip records why a subject is left out of something. That is a failure when it
 // is ours, and could have been.
-func (r *run) skip(name string, err error) {
-	r.step("%s: %v", name, err)
-	s := result.Skip{Subject: name, Why: fmt.Sprintf("%.500s", strings.Join(strings.Fields(err.Error()), " "))}
+func (r *run) skip(name, measurement string, err error) {
+	r.step("%s, %s: %v", name, measurement, err)
+	s := result.Skip{Subject: name, Measurement: measurement, Why: fmt.Sprintf("%.500s", strings.Join(strings.Fields(err.Error()), " "))}
 	s.Failed = (strings.HasPrefix(name, "kata-") || name == subject.QEMU) && !errors.Is(err, errTooLarge)
 	r.report.Skipped = append(r.report.Skipped, s)
 }
@@ -200,7 +200,7 @@ func (r *run) fits(ctx context.Context, s *subject.Subject, n int) error {
 		return nil
 	}
 	if r.pss[s.String()] == 0 {
-		if _, err := parallel(ctx, trial{Subject: s, run: r}, 1, 1); err != nil {
+		if _, err := parallel(ctx, trial{Subject: s, run: r}, 1); err != nil {
 			return err
 		}
 	}
@@ -215,10 +215,10 @@ func (r *run) fits(ctx context.Context, s *subject.Subject, n int) error {
 	return nil
 }
 
-// again measures once more what broken limits are about.
-func (r *run) again(ctx context.Context, broken []result.Verdict) error {
+// again measures once more what some verdicts are about.
+func (r *run) again(ctx context.Context, doubtful []result.Verdict) error {
 	var lines []result.Line
-	for _, v := range broken {
+	for _, v := range doubtful {
 		l := v.Line
 		l.Subject = v.Subject
 		lines = append(lines, l)

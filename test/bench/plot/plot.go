@@ -45,7 +45,7 @@ const (
 	remarks   = 170 // of that behind the longest bar
 	rowHeight = 22
 	barHeight = 14
-	heading   = 28
+	heading   = 44 // height of the title's two lines
 	margin    = 12
 )
 
@@ -86,8 +86,9 @@ func (c Chart) SVG() string {
 	}
 	height := y + margin
 	return fmt.Sprintf("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" height=\"%d\" role=\"img\" aria-label=\"%s\">\n<style>%s</style>\n"+
-		"<text class=\"title\" x=\"%d\" y=\"%d\">%s<tspan class=\"quiet\" font-weight=\"400\"> (%s, %s)</tspan></text>\n%s</svg>\n",
-		width, height, width, height, escape(c.Title), style, margin, margin+12, escape(c.Title), escape(cmp.Or(c.Unit, "number")), better, body.String())
+		"<text class=\"title\" x=\"%d\" y=\"%d\">%s</text>\n<text class=\"quiet\" x=\"%d\" y=\"%d\">%s, %s</text>\n%s</svg>\n",
+		width, height, width, height, escape(c.Title), style, margin, margin+12, escape(c.Title),
+		margin, margin+30, escape(cmp.Or(c.Unit, "number")), better, body.String())
 }
 
 // longest is the largest value that has to fit.
@@ -125,7 +126,7 @@ func (b Bar) draw(out *strings.Builder, y int, scale float64) {
 	if b.High > b.Low {
 		fmt.Fprintf(out, "<line class=\"spread\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\"/>\n", labels+finite(b.Low)*scale, labels+finite(b.High)*scale, middle, middle)
 	}
-	fmt.Fprintf(out, "<text x=\"%.1f\" y=\"%d\">%s<tspan class=\"quiet\"> %s</tspan></text>\n", labels+end+6, middle+4, escape(b.Text), escape(b.Remark))
+	fmt.Fprintf(out, "<text x=\"%.1f\" y=\"%d\">%s<tspan class=\"quiet\" dx=\"6\">%s</tspan></text>\n", labels+end+6, middle+4, escape(b.Text), escape(b.Remark))
 }
 
 func escape(s string) string { return html.EscapeString(s) }

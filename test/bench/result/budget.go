@@ -150,10 +150,24 @@ func (l Line) judge(s Stats) (met, broken bool) {
 
 // Broken returns the verdicts on limits that are broken, or could not be judged.
 func (r *Report) Broken(b Budget) []Verdict {
+	return r.verdicts(b, func(v Verdict) bool { return v.Broken || v.Stats.N == 0 })
+}
+
+// Doubtful returns the verdicts on limits that are broken, or rest on a
+// measurement in which something failed: one more try is due.
+func (r *Report) Doubtful(b Budget) []Verdict {
+	return r.verdicts(b, func(v Verdict) bool {
+		return v.Broken || v.Stats.N == 0 || slices.ContainsFunc(r.Skipped, func(s Skip) bool {
+			return s.Failed && s.Measurement == v.Line.Measurement && (s.Subject == v.Subject || s.Subject == v.Line.To)
+		})
+	})
+}
+
+func (r *Report) verdicts(b Budget, which func(Verdict) bool) []Verdict {
 	var list []Verdict
 	for _, l := range b.Limits {
 		for _, v := range r.Verdicts(l) {
-			if v.Broken || v.Stats.N == 0 {
+			if which(v) {
 				list = append(list, v)
 			}
 		}

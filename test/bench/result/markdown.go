@@ -47,7 +47,11 @@ func (r *Report) Markdown(b Budget, plots func(Section) []string) string {
 			if s.Failed {
 				failed = "**failed**: "
 			}
-			fmt.Fprintf(&out, "- %s: %s%s\n", s.Subject, failed, s.Why)
+			what := s.Subject
+			if s.Measurement != "" {
+				what += ", " + s.Measurement
+			}
+			fmt.Fprintf(&out, "- %s: %s%s\n", what, failed, s.Why)
 		}
 	}
 	return out.String()

@@ -44,7 +44,9 @@ type Section struct {
 // Skip is a subject, or a part of one, that was left out.
 type Skip struct {
 	Subject string `json:"subject"`
-	Why     string `json:"why"`
+	// Measurement is what it was left out of, empty: all.
+	Measurement string `json:"measurement,omitempty"`
+	Why         string `json:"why"`
 	// Failed tells that it should have run.
 	Failed bool `json:"failed,omitempty"`
 }
@@ -75,11 +77,14 @@ func (r *Report) Add(measurement string, u Unit, subject string, s Sample) {
 	f.Samples = append(f.Samples, s)
 }
 
-// Forget drops the figures of a measurement of a subject, before it is measured
-// again.
+// Forget drops the figures of a measurement of subjects, and why some were left
+// out of it, before they are measured again.
 func (r *Report) Forget(measurement string, subjects []string) {
 	r.Figures = slices.DeleteFunc(r.Figures, func(f Figure) bool {
 		return f.Measurement == measurement && slices.Contains(subjects, f.Subject)
+	})
+	r.Skipped = slices.DeleteFunc(r.Skipped, func(s Skip) bool {
+		return s.Measurement == measurement && slices.Contains(subjects, s.Subject)
 	})
 }
 

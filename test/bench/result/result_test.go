@@ -117,6 +117,25 @@ func TestNotMeasuredIsBroken(t *testing.T) {
 	check("no round of both")
 }
 
+// What failed once is due for one more try, even if it left a figure; after it only
+// the new figures count.
+func TestDoubtful(t *testing.T) {
+	line := Line{Name: "l", Measurement: "m", Figure: "wall", Subject: "kata-*", To: "runc", AtMost: new(2.0)}
+	b := Budget{Limits: []Line{line}}
+	for subject, want := range map[string]int{"kata-cold": 1, "runc": 1, "crun": 0} {
+		r := &Report{Skipped: []Skip{{Subject: subject, Measurement: "m", Why: "bad luck", Failed: true}}}
+		r.Add("m", Unit{Name: "wall"}, "kata-cold", Sample{0, 1})
+		r.Add("m", Unit{Name: "wall"}, "runc", Sample{0, 1})
+		if got := r.Doubtful(b); len(got) != want || len(r.Broken(b)) != 0 {
+			t.Errorf("%s failed: got %v, want %d in doubt", subject, got, want)
+		}
+		r.Forget("m", []string{subject})
+		if len(r.Skipped) != 0 {
+			t.Errorf("%s: still left out: %v", subject, r.Skipped)
+		}
+	}
+}
+
 func TestParseBudget(t *testing.T) {
 	const good = `{"name":"a","measurement":"m","figure":"f","subject":"s","at_most":0,"why":"w"}`
 	for _, tc := range []struct{ name, text, want string }{
