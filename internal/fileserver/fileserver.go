@@ -120,6 +120,7 @@ func (s *Server) Close() {
 
 // serve answers until the peer hangs up.
 func (w *worker) serve() error {
+	defer w.removed.clear()
 	in := bufio.NewReaderSize(socket(w.server.conn), headerBytes+maxBody)
 	for {
 		header, err := in.Peek(headerBytes)

@@ -89,6 +89,9 @@ func (w *worker) do(r request) ([]byte, error) {
 		return nil, unix.ENOTTY // the guest does without
 	default:
 		fd, err := w.file(r.path)
+		if r.op == opTruncate && errors.Is(err, unix.ENOENT) {
+			fd, err = w.removed.find(clean(r.path))
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -179,10 +182,20 @@ func (w *worker) remove(path string) error {
 		return err
 	}
 	defer unix.Close(dir)
+	fd, err := openat(dir, name, unix.O_PATH)
+	if err != nil {
+		return err
+	}
 	err = unix.Unlinkat(dir, name, 0)
 	if errors.Is(err, unix.EISDIR) {
 		err = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 	}
+	var st unix.Stat_t
+	if err == nil && unix.Fstat(fd, &st) == nil && st.Nlink == 0 && st.Mode&unix.S_IFMT == unix.S_IFREG {
+		w.removed.keep(clean(path), fd)
+		return nil
+	}
+	unix.Close(fd)
 	return err
 }
 

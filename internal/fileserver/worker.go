@@ -17,7 +17,8 @@ const capabilities = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_
 type worker struct {
 	server *Server
 	// can is what the thread could do; all but capabilities only where it says.
-	can [2]unix.CapUserData
+	can     [2]unix.CapUserData
+	removed removed
 }
 
 // newWorker makes the calling thread one that serves.
