@@ -101,6 +101,10 @@ func Idle(n int) (*Attachment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make network devices: %w", errors.Join(err, a.Close()))
 	}
+	a.told = &agentv1.Network{}
+	for _, n := range a.nics {
+		a.told.Idle = append(a.told.Idle, n.mac.String())
+	}
 	return a, nil
 }
 
@@ -193,7 +197,8 @@ func (n *nic) join(l netlink.Link) error {
 	return nil
 }
 
-// Namespace is the open namespace, which is the attachment's to close.
+// Namespace is the open namespace, which is the attachment's to close; nil for
+// devices of Idle.
 func (a *Attachment) Namespace() *os.File { return a.ns }
 
 // NICs are the devices that the machine must have, in the order of the

@@ -33,7 +33,7 @@ import (
 const templateBytes = 4 << 30
 
 // makerNice is the priority of who makes a template, and of its machine.
-const makerNice = 10
+const makerNice = 5
 
 // TemplateFlag is the flag of kata-proxy that makes a template of the Request on
 // its standard input.
@@ -97,6 +97,9 @@ func (t templates) Want(ctx context.Context, c vmm.Config) error {
 	})
 	return err
 }
+
+// Reject implements sandbox.Templates.
+func (t templates) Reject(key string, why error) { t.store.Reject(key, why) }
 
 // AskForTemplate has a template made by a process of its own, and returns its key
 // once it is there, or "" if the request is detached.

@@ -2,12 +2,10 @@ package sandbox
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -16,7 +14,6 @@ import (
 	"github.com/seed-efd44b36/kata/internal/disk"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/mirror"
-	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
@@ -30,8 +27,6 @@ const (
 	// hostOverheadMiB is what kata-proxy, the VMM (translated code included)
 	// and the file server may use beside the guest's memory.
 	hostOverheadMiB = 512
-	// seedBytes of entropy for the guest.
-	seedBytes = 64
 )
 
 // BootOptions describe the virtual machine.
@@ -125,13 +120,14 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if err := s.makeShare(ctx); err != nil {
 		return err
 	}
-	cfg, err := s.machineConfig(ctx, img, size, o)
-	if err != nil {
+	if err := s.launch(ctx, img, size, o); err != nil {
 		return err
 	}
-	cfg.Cgroup = s.adopt
-	if err := s.bootMachine(ctx, cfg, o); err != nil {
-		return err
+	if o.Save == nil {
+		s.background.Go(s.watchLink)
+	}
+	if s.conf.Runtime.Debug {
+		s.background.Go(func() { s.guest.FollowLog(s.life, s.log) })
 	}
 	s.mirrors = mirror.New(s.opts.HostMounts, func(ctx context.Context, r *agentv1.WriteVolumeRequest) error {
 		_, err := s.guest.WriteVolume(ctx, r)
@@ -142,11 +138,41 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	return s.limitHost(o, size)
 }
 
-// bootMachine is the part that BootTimeout is for.
-func (s *Sandbox) bootMachine(ctx context.Context, cfg vmm.Config, o BootOptions) error {
+// launch makes the machine and prepares its guest: a copy of a template where
+// there is one, else a machine that boots.
+func (s *Sandbox) launch(ctx context.Context, img guestimage.Image, size resources.VM, o BootOptions) error {
+	cfg := machine.Config(s.conf.Hypervisor, img, s.accel, size)
+	cfg.ID, cfg.Dir, cfg.Unprivileged, cfg.Cgroup = s.id, s.dir, true, s.adopt
+	if err := s.attachNetwork(ctx, o, &cfg); err != nil {
+		return err
+	}
+	cfg.MachineType = machine.Type(s.conf.Hypervisor.MachineType, img.Kernel, len(cfg.NICs))
+	if o.Save != nil {
+		cfg.Memory = o.Save.Memory
+		if err := o.Save.Check(cfg); err != nil {
+			return err
+		}
+		return s.start(ctx, cfg, "9p", o)
+	}
+	if done, err := s.restore(ctx, cfg, o); done || err != nil {
+		return err
+	}
+	if err := machine.AddVsock(&cfg, s.conf.Hypervisor); err != nil {
+		return err
+	}
+	return s.start(ctx, cfg, s.conf.Hypervisor.SharedFS, o)
+}
+
+// start is the part that BootTimeout is for.
+func (s *Sandbox) start(ctx context.Context, cfg vmm.Config, fs string, o BootOptions) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.conf.Runtime.BootTimeout)*time.Second)
 	defer cancel()
-	err := s.startMachine(ctx, cfg)
+	if cfg.Share, err = s.serveShare(ctx, fs); err != nil {
+		return err
+	}
+	if err = s.startMachine(ctx, cfg); err == nil && cfg.State == nil {
+		s.watch()
+	}
 	if err == nil {
 		err = s.connect(ctx, cfg)
 	}
@@ -263,32 +289,6 @@ func (s *Sandbox) makeShare(ctx context.Context) error {
 	return nil
 }
 
-// machineConfig resolves every choice about the virtual machine.
-func (s *Sandbox) machineConfig(ctx context.Context, img guestimage.Image, size resources.VM, o BootOptions) (vmm.Config, error) {
-	h := s.conf.Hypervisor
-	cfg := machine.Config(h, img, s.accel, size)
-	cfg.ID, cfg.Dir, cfg.Unprivileged = s.id, s.dir, true
-	if err := s.attachNetwork(ctx, o, &cfg); err != nil {
-		return cfg, err
-	}
-	cfg.MachineType = machine.Type(h.MachineType, img.Kernel, len(cfg.NICs))
-	var err error
-	switch {
-	case o.Save != nil:
-		cfg.Memory = o.Save.Memory
-		if err = o.Save.Check(cfg); err == nil {
-			cfg.Share, err = s.serveShare(ctx, "9p")
-		}
-	case s.fromTemplate(ctx, &cfg):
-		cfg.Share, err = s.serveShare(ctx, "9p")
-	default:
-		if err = machine.AddVsock(&cfg, h); err == nil {
-			cfg.Share, err = s.serveShare(ctx, h.SharedFS)
-		}
-	}
-	return cfg, err
-}
-
 // serveShare starts the server of the shared directory. Should we die, it ends
 // with us; and its cgroup, which is in the ledger, is emptied by whoever collects
 // what is left.
@@ -301,20 +301,7 @@ func (s *Sandbox) serveShare(ctx context.Context, fs string) (vmm.Share, error) 
 		return vmm.Share{}, err
 	}
 	s.undo.Push("file server", srv.Close)
-	s.background.Go(func() {
-		select {
-		case <-srv.Done():
-		case <-s.life.Done():
-			return
-		}
-		select {
-		case <-s.life.Done(): // it only followed the virtual machine
-		case <-time.After(lostGrace):
-			// Without it every access to a file hangs.
-			exit, output := srv.Failure()
-			s.die(fmt.Errorf("the file server of the sandbox ended: %s", strings.Join(append([]string{exit}, printable.Lines(output, 3)...), "; ")))
-		}
-	})
+	s.files = srv
 	return vmm.Share{Tag: machine.ShareTag, Socket: srv.Socket(), Server: srv.Peer()}, nil
 }
 
@@ -339,15 +326,39 @@ func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
 		return err
 	}
 	s.machine, s.disks = m, disk.New(m, s.opts.HostMounts)
-	s.background.Go(func() {
-		select {
-		case <-m.Done():
-			e := m.Kill(s.life)
-			s.die(fmt.Errorf("the virtual machine died: %w", orGone(e.Err)))
-		case <-s.life.Done():
-		}
-	})
 	return nil
+}
+
+// watch lets the sandbox end with its machine or file server. A restored machine may
+// still be replaced until its guest is ready.
+func (s *Sandbox) watch() {
+	s.background.Go(s.watchMachine)
+	s.background.Go(s.watchFiles)
+}
+
+// watchFiles ends the sandbox when its file server has, without which every access
+// to a file hangs.
+func (s *Sandbox) watchFiles() {
+	select {
+	case <-s.files.Done():
+	case <-s.life.Done():
+		return
+	}
+	select {
+	case <-s.life.Done(): // it only followed the virtual machine
+	case <-time.After(lostGrace):
+		s.die(fmt.Errorf("the file server of the sandbox ended: %w", s.files.Err()))
+	}
+}
+
+// watchMachine ends the sandbox when the virtual machine has ended.
+func (s *Sandbox) watchMachine() {
+	select {
+	case <-s.machine.Done():
+		e := s.machine.Kill(s.life)
+		s.die(fmt.Errorf("the virtual machine died: %w", orGone(e.Err)))
+	case <-s.life.Done():
+	}
 }
 
 func orGone(err error) error {
@@ -385,24 +396,12 @@ func (s *Sandbox) watchLink() {
 }
 
 func (s *Sandbox) setupGuest(ctx context.Context, o BootOptions) error {
-	s.background.Go(s.watchLink)
-	if s.conf.Runtime.Debug {
-		s.background.Go(func() { s.guest.FollowLog(s.life, s.log) })
-	}
-	seed := make([]byte, seedBytes)
-	if _, err := rand.Read(seed); err != nil {
-		return fmt.Errorf("entropy for the guest: %w", err)
-	}
 	req := &agentv1.SetupSandboxRequest{
 		Id: s.id, Hostname: o.Hostname, ShmBytes: o.ShmBytes, Sysctls: o.Sysctls,
-		TimeUnixNs: time.Now().UnixNano(), Entropy: seed,
 		Storages: []*agentv1.Storage{s.share.Storage(machine.ShareTag, spec.GuestShared)},
 	}
-	if s.joint != nil && len(s.joint.Network().GetInterfaces()) > 0 {
-		req.Network = s.joint.Network() // else it is told of spare devices in time
+	if nw := s.joint.Network(); len(nw.GetInterfaces()) > 0 || s.joint.Namespace() == nil {
+		req.Network = nw // else it is told of spare devices in time
 	}
-	if _, err := s.guest.SetupSandbox(ctx, req); err != nil {
-		return fmt.Errorf("guest set-up: %w", guest.Error(err, false))
-	}
-	return nil
+	return s.guest.Setup(ctx, req)
 }

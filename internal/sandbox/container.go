@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 	"sync"
 	"time"
@@ -104,7 +103,7 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	pod := s.pod
 	s.mu.Unlock()
 	if pod != nil {
-		pod.complete(sp)
+		spec.AddMounts(sp, pod.Mounts)
 	}
 	plan, err := spec.Translate(sp, spec.Options{
 		ID: o.ID, SandboxID: s.id, Bundle: o.Bundle, Members: s.members(), PIDs: o.PIDs, Pod: pod != nil, OnTmpfs: s.share.OnTmpfs,
@@ -172,19 +171,6 @@ func (s *Sandbox) Create(ctx context.Context, o ContainerOptions) (_ *Container,
 	c.mu.Unlock()
 	s.saveState()
 	return c, nil
-}
-
-// complete adds to a container's spec what it has of the pod.
-func (p *Pod) complete(sp *specs.Spec) {
-	for _, m := range p.Mounts {
-		if slices.ContainsFunc(sp.Mounts, func(own specs.Mount) bool { return path.Clean(own.Destination) == m.Destination }) {
-			continue
-		}
-		if sp.Root != nil && sp.Root.Readonly {
-			m.Options = append(slices.Clone(m.Options), "ro")
-		}
-		sp.Mounts = append(sp.Mounts, m)
-	}
 }
 
 // fillShare makes the container's root file system and its bind mounts appear
@@ -486,16 +472,9 @@ func (c *Container) state() report.Container {
 	return st
 }
 
-// exitOfStartError is the exit of a process that never ran, as Docker has it.
+// exitOfStartError is the exit of a process that never ran.
 func exitOfStartError(err error) report.Exit {
-	e := report.Exit{Code: 125, At: time.Now(), Reason: err.Error()}
-	switch {
-	case errors.Is(err, ErrCommandNotFound):
-		e.Code = 127
-	case errors.Is(err, ErrCommandDenied):
-		e.Code = 126
-	}
-	return e
+	return report.Exit{Code: guest.ExitCode(err), At: time.Now(), Reason: err.Error()}
 }
 
 // runHooks runs hooks on the host, as the container's caller sees it.

@@ -57,9 +57,7 @@ func (s *Sandbox) attachNetwork(ctx context.Context, o BootOptions, cfg *vmm.Con
 		return fmt.Errorf("network: %w", err)
 	}
 	s.undo.Push("network", func(context.Context) error { return at.Close() })
-	if o.NetNS != "" {
-		s.joint = &joint{Attachment: at}
-	}
+	s.joint = &joint{Attachment: at}
 	if o.LateNetwork {
 		cfg.NetNS = at.Namespace()
 	}
@@ -82,7 +80,7 @@ func (s *Sandbox) attachNetwork(ctx context.Context, o BootOptions, cfg *vmm.Con
 // passed on until the sandbox ends.
 func (s *Sandbox) settleNetwork(ctx context.Context) error {
 	j := s.joint
-	if j == nil {
+	if j.Namespace() == nil {
 		return nil
 	}
 	j.mu.Lock()

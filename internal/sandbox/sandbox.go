@@ -89,7 +89,7 @@ type Sandbox struct {
 	ledger *cleanup.Ledger
 	undo   cleanup.Stack
 	share  *share.Dir
-	joint  *joint // nil without a network
+	joint  *joint
 	cgroup *resources.Cgroup
 	cpus   string // of the host, that the sandbox is held to; empty: all
 	trace  *timeline.Recorder
@@ -99,6 +99,7 @@ type Sandbox struct {
 	mirrors *mirror.Set
 	disks   *disk.Set // of the machine
 	guest   *guest.Guest
+	files   *share.Server
 	accel   vmm.Accel
 	want    func(context.Context) error // a template; nil: there is one, or need not be
 

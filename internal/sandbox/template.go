@@ -21,6 +21,8 @@ type Templates interface {
 	Find(c vmm.Config) (*template.Template, error)
 	// Want has one made for machines like this, in its own time. It returns soon.
 	Want(ctx context.Context, c vmm.Config) error
+	// Reject removes one that could not be restored, and remembers why.
+	Reject(key string, why error)
 }
 
 // size is that of the machine to be.
@@ -35,28 +37,48 @@ func (s *Sandbox) size(o BootOptions) resources.VM {
 	return machine.Class(size)
 }
 
-// fromTemplate makes the machine a copy of a saved one, if there is one. It is
-// never a reason to fail: a machine that is not restored boots.
-func (s *Sandbox) fromTemplate(ctx context.Context, cfg *vmm.Config) bool {
+// restore starts the machine as a copy of a saved one, if there is one. A template
+// that cannot be used is never a reason to fail: the machine boots then. The error
+// is that of a sandbox that has ended.
+func (s *Sandbox) restore(ctx context.Context, cfg vmm.Config, o BootOptions) (done bool, err error) {
 	// QEMU can restore no virtio-fs, and a vsock machine listens already.
 	h := s.conf.Hypervisor
 	if s.opts.Templates == nil || h.SharedFS == "virtio-fs" || h.Vsock == "on" {
-		return false
+		return false, nil
 	}
-	defer timeline.Step(ctx, "find template")()
-	kind := *cfg
+	kind := cfg
+	s.want = func(ctx context.Context) error { return s.opts.Templates.Want(ctx, kind) }
+	end := timeline.Step(ctx, "find template")
 	t, err := s.opts.Templates.Find(kind)
+	end()
 	if err != nil {
 		if !errors.Is(err, template.ErrNone) {
 			s.log.Warn("template is not used", "error", err)
 		}
-		s.want = func(ctx context.Context) error { return s.opts.Templates.Want(ctx, kind) }
-		return false
+		return false, nil
 	}
-	s.undo.Push("template", func(context.Context) error { return t.Close() })
+	defer t.Close()
 	cfg.Memory, cfg.State = t.Memory, t.State
-	s.log.Info("sandbox is made from a template", "template", t.Key)
-	return true
+	if err = s.start(ctx, cfg, "9p", o); err == nil {
+		s.want = nil
+		s.watch()
+		s.log.Info("sandbox was made from a template", "template", t.Key)
+		return true, nil
+	}
+	if ctx.Err() != nil || s.isDead() {
+		return false, err
+	}
+	err = s.explain(err)
+	s.log.Warn("template cannot be used: the machine boots", "template", t.Key, "error", err)
+	if s.guest != nil {
+		s.guest.Close()
+	}
+	if s.machine != nil {
+		s.machine.Kill(ctx)
+	}
+	s.machine, s.guest = nil, nil
+	s.opts.Templates.Reject(t.Key, err)
+	return false, nil
 }
 
 // save brings the guest to rest and saves the machine.

@@ -8,9 +8,11 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/fileserver"
+	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/supervise"
 	"golang.org/x/sys/unix"
 )
@@ -180,16 +182,17 @@ func (s *Server) Done() <-chan struct{} {
 	return s.proc.Done()
 }
 
-// Failure says how the server ended, with what it printed last. Raw text: it
-// may quote what the guest has sent. Valid after Done is closed.
-func (s *Server) Failure() (exit string, output []byte) {
-	if s.files == nil {
-		return s.proc.Exit().String(), s.proc.Stderr()
+// Err says how the server ended, with the last lines of what it printed, quoted.
+// Valid after Done is closed.
+func (s *Server) Err() error {
+	switch {
+	case s.files == nil:
+		return errors.New(strings.Join(append([]string{s.proc.Exit().String()}, printable.Lines(s.proc.Stderr(), 3)...), "; "))
+	case s.files.Err() != nil:
+		return s.files.Err()
+	default:
+		return errors.New("the virtual machine has hung up")
 	}
-	if err := s.files.Err(); err != nil {
-		return err.Error(), nil
-	}
-	return "the virtual machine has hung up", nil
 }
 
 // closeGrace is what a daemon gets to end by itself after SIGTERM.

@@ -44,8 +44,7 @@ func TestServe(t *testing.T) {
 	if _, err := io.ReadFull(conn, reply); err != nil {
 		conn.Close()
 		<-s.Done()
-		exit, out := s.Failure()
-		t.Fatalf("no reply: %v; daemon: %s: %s", err, exit, out)
+		t.Fatalf("no reply: %v; daemon: %v", err, s.Err())
 	}
 	if binary.LittleEndian.Uint64(reply[12:])&(1<<32) == 0 {
 		t.Errorf("features %x lack VIRTIO_F_VERSION_1", reply[12:])

@@ -28,7 +28,7 @@ const lockPoll = 50 * time.Millisecond
 func (s Store) Make(ctx context.Context, info Info, boot func(ctx context.Context, memory, state *os.File) error) error {
 	if err := s.make(ctx, info, boot); err != nil {
 		if !errors.Is(err, ErrBusy) && ctx.Err() == nil {
-			_ = os.WriteFile(s.path(info.Key+failedSuffix), []byte(err.Error()), 0o600)
+			s.remember(info.Key, err)
 		}
 		return fmt.Errorf("make template %s: %w", info.Key, err)
 	}
@@ -181,6 +181,19 @@ func (s Store) Wanted(key string) bool {
 	}
 	defer f.Close()
 	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil
+}
+
+// Reject removes a template that is sound and cannot be restored all the same. It is
+// not wanted for some time.
+func (s Store) Reject(key string, why error) {
+	if s.Remove(key) == nil {
+		s.remember(key, why)
+	}
+}
+
+// remember notes why a template cannot be made; at worst, it is tried again soon.
+func (s Store) remember(key string, why error) {
+	_ = os.WriteFile(s.path(key+failedSuffix), []byte(why.Error()), 0o600)
 }
 
 // failure is why the template could not be made.

@@ -57,14 +57,18 @@ func NewStack(log *slog.Logger) *Stack { return &Stack{log: log, turn: make(chan
 // Apply brings the guest to the state that n describes, and takes away what
 // earlier ones described and n does not. To do it again changes nothing. The
 // drivers of the interfaces must be loaded; the interfaces may take some time to
-// appear. Idle devices go out of sight a moment later.
+// appear. Idle devices go out of sight, beside interfaces a moment later.
 func (s *Stack) Apply(ctx context.Context, n *agentv1.Network) error {
 	select {
 	case s.turn <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if err := s.apply(ctx, n); err != nil || len(s.have.idle) == 0 {
+	err := s.apply(ctx, n)
+	if err == nil && len(s.have.interfaces) == 0 {
+		err = s.hideIdle() // nobody waits for an interface
+	}
+	if err != nil || len(s.have.interfaces) == 0 || len(s.have.idle) == 0 {
 		<-s.turn
 		return err
 	}

@@ -81,3 +81,14 @@ func Error(err error, starting bool) error {
 	}
 	return a
 }
+
+// ExitCode is that of a process that never ran because of err, as Docker has it.
+func ExitCode(err error) uint32 {
+	switch {
+	case errors.Is(err, ErrCommandNotFound):
+		return 127
+	case errors.Is(err, ErrCommandDenied):
+		return 126
+	}
+	return 125
+}

@@ -5,7 +5,9 @@ package guest
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
@@ -16,6 +18,9 @@ import (
 
 // vsockPort is where the agent listens when there is vsock.
 const vsockPort = 1024
+
+// seedBytes of entropy are given to each guest.
+const seedBytes = 64
 
 // maxKernel bounds the name of the guest's kernel.
 const maxKernel = 128
@@ -63,6 +68,20 @@ func Connect(ctx context.Context, m vmm.Machine, cid uint32) (_ *Guest, err erro
 	tellBoot(ctx, d)
 	g.Kernel, g.RSS = printable.Text(d.GetKernelRelease(), maxKernel), d.GetAgentRssBytes()
 	return g, nil
+}
+
+// Setup makes the guest a sandbox, with the time, and with random numbers that no
+// other guest has: a restored one knows those of its template.
+func (g *Guest) Setup(ctx context.Context, r *agentv1.SetupSandboxRequest) error {
+	r.Entropy = make([]byte, seedBytes)
+	if _, err := rand.Read(r.Entropy); err != nil {
+		return fmt.Errorf("entropy for the guest: %w", err)
+	}
+	r.TimeUnixNs = time.Now().UnixNano()
+	if _, err := traced(ctx, "guest set-up", r, g.SetupSandbox); err != nil {
+		return fmt.Errorf("guest set-up: %w", Error(err, false))
+	}
+	return nil
 }
 
 // Open opens a stream to the agent.

@@ -30,11 +30,6 @@ func tellBoot(ctx context.Context, d *agentv1.DetailsResponse) {
 
 func milliseconds(n uint64) time.Duration { return time.Duration(min(n, maxBoot)) * time.Millisecond }
 
-// SetupSandbox calls the agent.
-func (g *Guest) SetupSandbox(ctx context.Context, r *agentv1.SetupSandboxRequest) (*agentv1.SetupSandboxResponse, error) {
-	return traced(ctx, "guest set-up", r, g.AgentService.SetupSandbox)
-}
-
 // CreateContainer calls the agent.
 func (g *Guest) CreateContainer(ctx context.Context, r *agentv1.CreateContainerRequest) (*agentv1.CreateContainerResponse, error) {
 	return traced(ctx, "create in guest", r, g.AgentService.CreateContainer)
