@@ -98,7 +98,7 @@ func Default() Config {
 			Vsock:          "auto",
 			VhostNet:       "auto",
 		},
-		Factory: Factory{EnableTemplate: false},
+		Factory: Factory{EnableTemplate: true},
 		Runtime: Runtime{
 			StateDir:      "/run/kata",
 			DataDir:       "/var/lib/kata",

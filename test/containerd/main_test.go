@@ -79,8 +79,8 @@ func run(m *testing.M) (code int, err error) {
 	defer func() { err = errors.Join(err, remove()) }()
 	env = e
 	// Made before anything waits for it.
-	if r, err := env.Run(context.Background(), nil, "kata", "image", "build"); err != nil || r.Code != 0 {
-		return 1, errors.Join(err, fmt.Errorf("kata image build: exit code %d: %s", r.Code, r.Stderr))
+	if err := env.Prepare(context.Background()); err != nil {
+		return 1, err
 	}
 	env.Watch(LookSockets)
 	before, err := env.Snap()

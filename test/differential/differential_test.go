@@ -78,6 +78,9 @@ func TestSameAsRunc(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := env.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	before, err := env.Snap()
 	if err != nil {
 		t.Fatal(err)

@@ -21,17 +21,27 @@ import (
 // start starts a detached container, which the test's end removes.
 func start(t *testing.T, args ...string) (id string) {
 	t.Helper()
-	id = env.MustKata(t, append([]string{"run", "-d"}, args...)...)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if r, err := env.Run(ctx, nil, "kata", "rm", "-f", id); err != nil || r.Code != 0 {
-			if !strings.Contains(r.Stderr, "no such container") {
-				t.Errorf("kata rm -f: %v, %s", err, r.Stderr)
-			}
-		}
-	})
+	return startIn(t, env, args...)
+}
+
+// startIn is start in another installation.
+func startIn(t *testing.T, e *harness.Env, args ...string) (id string) {
+	t.Helper()
+	id = e.MustKata(t, append([]string{"run", "-d"}, args...)...)
+	t.Cleanup(func() { remove(t, e, id) })
 	return id
+}
+
+// remove removes a container, which may be gone.
+func remove(t *testing.T, e *harness.Env, id string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if r, err := e.Run(ctx, nil, "kata", "rm", "-f", id); err != nil || r.Code != 0 {
+		if !strings.Contains(r.Stderr, "no such container") {
+			t.Errorf("kata rm -f: %v, %s", err, r.Stderr)
+		}
+	}
 }
 
 func TestDetached(t *testing.T) {

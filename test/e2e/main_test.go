@@ -6,7 +6,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -66,8 +65,8 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	// What it says, the first time, is of no test.
-	if r, err := env.Run(ctx, nil, "kata", "image", "build"); err != nil || r.Code != 0 {
-		return 1, errors.Join(err, fmt.Errorf("kata image build: exit code %d: %s", r.Code, r.Stderr))
+	if err := env.Prepare(ctx); err != nil {
+		return 1, err
 	}
 	before, err := env.Snap()
 	if err != nil {

@@ -30,10 +30,16 @@ func (b *Buffer) String() string {
 // Poll waits until something has happened, and gives up after a minute.
 func Poll(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	PollFor(t, time.Minute, what, done)
+}
+
+// PollFor is Poll for what may take longer.
+func PollFor(t testing.TB, patience time.Duration, what string, done func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
 	for !done() {
 		if time.Now().After(deadline) {
-			t.Fatalf("in a minute it did not happen that %s", what)
+			t.Fatalf("in %v it did not happen that %s", patience, what)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

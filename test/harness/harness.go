@@ -107,6 +107,21 @@ func randomNetwork() string {
 	return fmt.Sprintf("10.%d.%d.", 128+rand.IntN(128), rand.IntN(256)) //nolint:gosec // no secret
 }
 
+// Prepare makes the guest image and the templates that most sandboxes are made
+// from, before anything waits for them.
+func (e *Env) Prepare(ctx context.Context) error {
+	for _, args := range [][]string{
+		{"image", "build"},
+		{"template", "create"},
+		{"template", "create", "--nics", "2"}, // where the engine fills the network namespace late
+	} {
+		if r, err := e.Run(ctx, nil, "kata", args...); err != nil || r.Code != 0 {
+			return errors.Join(err, fmt.Errorf("kata %s: exit code %d: %s", strings.Join(args, " "), r.Code, r.Stderr))
+		}
+	}
+	return nil
+}
+
 // Result is how a program ended.
 type Result struct {
 	Code           int

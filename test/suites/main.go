@@ -20,7 +20,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
@@ -92,8 +91,9 @@ func (o options) prepare(ctx context.Context) (code int, err error) {
 	if _, err := images(ctx); err != nil {
 		return 0, err
 	}
-	if out, err := exec.CommandContext(ctx, filepath.Join(bin, "kata"), "image", "build").CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("kata image build: %w: %s", err, out)
+	// With the configuration of the host, which is that of the suites.
+	if err := (&harness.Env{Bin: bin}).Prepare(ctx); err != nil {
+		return 0, err
 	}
 	if o.out == "" {
 		if o.out, err = os.MkdirTemp("", "kata-suites-out-"); err != nil {

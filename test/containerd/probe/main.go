@@ -85,7 +85,8 @@ func ask(path, text string) error {
 	return err
 }
 
-// locked opens a file and locks it in two ways, each for the whole of it.
+// locked opens a file and locks it, then another in the other way, each as a whole.
+// Not one file in both: Linux's 9p makes one kind of both.
 func locked(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
@@ -94,7 +95,11 @@ func locked(path string) (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return f, fmt.Errorf("flock: %w", err)
 	}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+	other, err := unix.Open(path+"2", unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o644) // as long as we live
+	if err != nil {
+		return f, err
+	}
+	if err := unix.FcntlFlock(uintptr(other), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
 		return f, fmt.Errorf("fcntl: %w", err)
 	}
 	return f, nil
@@ -133,6 +138,10 @@ func mapped(path, text string) error {
 		return err
 	}
 	copy(m, text)
+	// 9p's reads go past what is mapped, until it is written back.
+	if err := unix.Msync(m, unix.MS_SYNC); err != nil {
+		return err
+	}
 	fmt.Println("written")
 	_, err = unix.Poll(nil, -1)
 	return errors.Join(err, f.Close())
