@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	ttrpclog "github.com/containerd/log"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/agent/await"
 	"github.com/seed-efd44b36/kata/internal/agent/boot"
@@ -97,6 +98,10 @@ func run(started time.Duration) error {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(startLimit)
 
+	// That a host has hung up is no news for the console.
+	if err := ttrpclog.SetLevel("panic"); err != nil {
+		return err
+	}
 	if err := boot.Early(); err != nil {
 		return err
 	}
