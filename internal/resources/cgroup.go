@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"golang.org/x/sys/unix"
@@ -186,6 +187,41 @@ func (c *Cgroup) AddPID(pid int) error {
 		return fmt.Errorf("add process %d to cgroup %s: %w", pid, c.path, err)
 	}
 	return nil
+}
+
+// Enter puts the process that the calling thread is about to fork into the cgroup,
+// which it is born in. To move a process that is there makes the kernel wait
+// until no CPU looks at it any more, 5 ms and more in which no other cgroup can
+// be changed; a thread may change its own, and that of its children, at once.
+// That is version 1. In version 2 the attributes do it, and have a descriptor
+// which is the caller's to close.
+func (c *Cgroup) Enter(attr *syscall.SysProcAttr) error {
+	for _, d := range c.dirs() {
+		if d == c.v2 {
+			continue
+		}
+		if err := writeFile(filepath.Join(d, "tasks"), "0"); err != nil {
+			return fmt.Errorf("enter cgroup %s: %w", c.path, err)
+		}
+	}
+	if c.v2 == "" {
+		return nil
+	}
+	fd, err := unix.Open(c.v2, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("enter cgroup %s: %w", c.path, err)
+	}
+	attr.UseCgroupFD, attr.CgroupFD = true, fd
+	return nil
+}
+
+// Leave moves our own process out, into the root of each hierarchy. That takes its
+// time, as AddPID does, and is to be begun before the cgroup has to go. What does
+// not work is tried again, and told, when it is removed.
+func (c *Cgroup) Leave() {
+	for _, d := range c.dirs() {
+		_ = writeFile(filepath.Join(strings.TrimSuffix(d, c.path), "cgroup.procs"), "0")
+	}
 }
 
 // Limit sets the limits of all processes of the cgroup together; zero lifts

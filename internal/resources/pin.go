@@ -11,15 +11,15 @@ import (
 // maxCPU is the highest number of a CPU that the kernel's own sets can hold.
 const maxCPU = 1023
 
-// Pin lets a process, which has only one thread as yet, run on the given CPUs
-// only, in the format of cpuset.cpus ("0-3,8"). What it starts inherits that.
-func Pin(pid int, cpus string) error {
+// Pin lets the calling thread, and what it starts, run on the given CPUs only, in
+// the format of cpuset.cpus ("0-3,8").
+func Pin(cpus string) error {
 	set, err := parseCPUs(cpus)
 	if err != nil {
 		return fmt.Errorf("cpus %q: %w", cpus, err)
 	}
-	if err := unix.SchedSetaffinity(pid, set); err != nil {
-		return fmt.Errorf("run process %d on cpus %s: %w (does this host have them?)", pid, cpus, err)
+	if err := unix.SchedSetaffinity(0, set); err != nil {
+		return fmt.Errorf("run on cpus %s: %w (does this host have them?)", cpus, err)
 	}
 	return nil
 }

@@ -1,11 +1,10 @@
 package resources
 
 import (
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
+	"github.com/seed-efd44b36/kata/internal/thread"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,22 +48,20 @@ func TestParseCPUs(t *testing.T) {
 
 func TestPin(t *testing.T) {
 	t.Parallel()
-	cmd := exec.CommandContext(t.Context(), "sleep", "60")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	if err := Pin(cmd.Process.Pid, "0"); err != nil {
-		t.Fatal(err)
-	}
 	var set unix.CPUSet
-	if err := unix.SchedGetaffinity(cmd.Process.Pid, &set); err != nil {
+	if err := thread.Run(func() error {
+		if err := Pin("0"); err != nil {
+			return err
+		}
+		return unix.SchedGetaffinity(0, &set)
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if set.Count() != 1 || !set.IsSet(0) {
-		t.Errorf("the process may run on %d CPUs, want CPU 0 only", set.Count())
+		t.Errorf("the thread may run on %d CPUs, want CPU 0 only", set.Count())
 	}
-	if err := Pin(os.Getpid(), "1000"); err == nil || !strings.Contains(err.Error(), "does this host have them") {
+	err := thread.Run(func() error { return Pin("1000") })
+	if err == nil || !strings.Contains(err.Error(), "does this host have them") {
 		t.Errorf("a CPU that is not there: %v", err)
 	}
 }

@@ -8,13 +8,17 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/thread"
+	"golang.org/x/sys/unix"
 )
 
 func TestSize(t *testing.T) {
@@ -184,6 +188,51 @@ func TestCgroupPaths(t *testing.T) {
 	for _, path := range []string{"", "/", "/../x", "a/../../b", "x\x00"} {
 		if c, err := create(t.TempDir(), path); !errors.Is(err, fs.ErrInvalid) {
 			t.Errorf("%q: got %v, %v, want fs.ErrInvalid", path, c, err)
+		}
+	}
+}
+
+// TestEnter: a child is born in the cgroup, and the process that forks it stays out
+// but for the thread.
+func TestEnter(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make cgroups")
+	}
+	c, err := Create("/kata-resources-test-enter-" + strconv.Itoa(os.Getpid()))
+	must(t, err)
+	t.Cleanup(func() { must(t, c.Delete(t.Context())) })
+	child := exec.Command("/bin/sleep", "600")
+	child.SysProcAttr = &syscall.SysProcAttr{}
+	must(t, thread.Run(func() error {
+		if err := c.Enter(child.SysProcAttr); err != nil {
+			return err
+		}
+		if child.SysProcAttr.UseCgroupFD {
+			defer unix.Close(child.SysProcAttr.CgroupFD)
+		}
+		return child.Start()
+	}))
+	t.Cleanup(func() { _ = child.Process.Kill(); _ = child.Wait() })
+	pid := strconv.Itoa(child.Process.Pid)
+	for _, d := range c.dirs() {
+		b, err := os.ReadFile(filepath.Join(d, "cgroup.procs"))
+		must(t, err)
+		if !slices.Contains(strings.Fields(string(b)), pid) {
+			t.Errorf("processes in %s: %q, want %s", d, b, pid)
+		}
+	}
+	self, err := os.ReadFile("/proc/self/cgroup") // of the first thread
+	must(t, err)
+	if strings.Contains(string(self), c.Path()) {
+		t.Errorf("we are in it: %s", self)
+	}
+	must(t, c.AddPID(os.Getpid()))
+	c.Leave()
+	for _, d := range c.dirs() {
+		b, err := os.ReadFile(filepath.Join(d, "cgroup.procs"))
+		must(t, err)
+		if slices.Contains(strings.Fields(string(b)), strconv.Itoa(os.Getpid())) {
+			t.Errorf("we are still in %s: %q", d, b)
 		}
 	}
 }

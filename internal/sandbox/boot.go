@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -134,6 +135,9 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 		return guest.Error(err, false)
 	}, s.log)
 	s.undo.Push("copies of volumes", func(context.Context) error { s.mirrors.Close(); return nil })
+	if err := <-s.entered; err != nil {
+		return fmt.Errorf("host cgroup: %w", err)
+	}
 	// After the boot, which would only take longer for it.
 	return s.limitHost(o, size)
 }
@@ -142,7 +146,7 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 // there is one, else a machine that boots.
 func (s *Sandbox) launch(ctx context.Context, img guestimage.Image, size resources.VM, o BootOptions) error {
 	cfg := machine.Config(s.conf.Hypervisor, img, s.accel, size)
-	cfg.ID, cfg.Dir, cfg.Unprivileged, cfg.Cgroup = s.id, s.dir, true, s.adopt
+	cfg.ID, cfg.Dir, cfg.Unprivileged, cfg.Place = s.id, s.dir, true, s.place
 	if err := s.attachNetwork(ctx, o, &cfg); err != nil {
 		return err
 	}
@@ -219,22 +223,27 @@ func (s *Sandbox) makeCgroup(ctx context.Context, o BootOptions) error {
 	for _, w := range g.Warnings() {
 		s.log.Warn("host cgroup", "what", w)
 	}
-	if err := g.AddPID(os.Getpid()); err != nil {
-		return fmt.Errorf("host cgroup %s: %w", path, err)
-	}
 	s.cgroup = g
 	return nil
 }
 
-// adopt puts a process of the sandbox where it belongs, before its first use.
-func (s *Sandbox) adopt(pid int) error {
-	if err := s.cgroup.AddPID(pid); err != nil {
+// follow begins to move the owner into the cgroup that its children are in, which
+// takes the kernel its time: entered tells.
+func (s *Sandbox) follow() {
+	entered := make(chan error, 1)
+	s.background.Go(func() { entered <- s.cgroup.AddPID(os.Getpid()) })
+	s.entered = entered
+}
+
+// place puts what the calling thread is about to start where it belongs.
+func (s *Sandbox) place(attr *syscall.SysProcAttr) error {
+	if err := s.cgroup.Enter(attr); err != nil {
 		return err
 	}
 	if s.cpus == "" {
 		return nil
 	}
-	return resources.Pin(pid, s.cpus)
+	return resources.Pin(s.cpus)
 }
 
 // limitHost holds the sandbox as a whole to the CPU time that the containers
@@ -295,7 +304,7 @@ func (s *Sandbox) makeShare(ctx context.Context) error {
 func (s *Sandbox) serveShare(ctx context.Context, fs string) (vmm.Share, error) {
 	defer timeline.Step(ctx, "file server")()
 	srv, err := s.share.Serve(ctx, share.ServerConfig{
-		FS: fs, Daemon: s.conf.Hypervisor.VirtioFSDaemon, Socket: filepath.Join(s.dir, "virtiofsd.sock"), Cgroup: s.adopt,
+		FS: fs, Daemon: s.conf.Hypervisor.VirtioFSDaemon, Socket: filepath.Join(s.dir, "virtiofsd.sock"), Place: s.place,
 	})
 	if err != nil {
 		return vmm.Share{}, err
@@ -326,6 +335,7 @@ func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
 		return err
 	}
 	s.machine, s.disks = m, disk.New(m, s.opts.HostMounts)
+	s.follow()
 	return nil
 }
 

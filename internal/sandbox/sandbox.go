@@ -102,6 +102,7 @@ type Sandbox struct {
 	files   *share.Server
 	accel   vmm.Accel
 	want    func(context.Context) error // a template; nil: there is one, or need not be
+	entered chan error                  // gets whether the owner is in the cgroup; from the machine's start on
 
 	// life ends when the sandbox dies; calls without a deadline hang on it.
 	life       context.Context
@@ -428,6 +429,10 @@ func (s *Sandbox) Close(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
+	var leaving sync.WaitGroup
+	if s.cgroup != nil {
+		leaving.Go(s.cgroup.Leave) // meanwhile
+	}
 	if s.guest != nil && !s.isDead() {
 		callCtx, cancel := context.WithTimeout(ctx, shutdownTimeout)
 		_, err := s.guest.Shutdown(callCtx, &agentv1.ShutdownRequest{})
@@ -440,6 +445,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	// The caller may have gone; what is to be released must be, all the same.
 	errs = append(errs, s.undo.Run(context.WithoutCancel(ctx)))
 	s.background.Wait()
+	leaving.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close sandbox %s: %w", s.id, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/fileserver"
@@ -26,9 +27,9 @@ type ServerConfig struct {
 	// Socket is where virtiofsd listens for the VMM; the file must not exist. Its
 	// directory must be open to root only.
 	Socket string
-	// Cgroup, if set, puts the process with the given id into the sandbox's
-	// cgroup.
-	Cgroup func(pid int) error
+	// Place, if set, puts the process into the sandbox's cgroup; see
+	// supervise.Command.
+	Place func(*syscall.SysProcAttr) error
 }
 
 // Server serves a shared directory to one VMM. It is virtiofsd, which also ends
@@ -116,7 +117,7 @@ func (d *Dir) serveVirtioFS(ctx context.Context, path string, c ServerConfig) (*
 			"-f", "--fd=3", "--rlimit-nofile=" + strconv.FormatUint(files, 10),
 			"-o", "source=" + d.path + ",sandbox=namespace,xattr,announce_submounts,cache=auto,log_level=warn",
 		},
-		Files: []*os.File{l}, Stderr: 16 << 10, Cgroup: c.Cgroup, KeepCaps: serverCaps,
+		Files: []*os.File{l}, Stderr: 16 << 10, Place: c.Place, KeepCaps: serverCaps,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start virtiofsd: %w", errors.Join(err, os.Remove(c.Socket)))

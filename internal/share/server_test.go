@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,13 +23,16 @@ func TestServe(t *testing.T) {
 	if _, err := findServer(""); err != nil {
 		t.Skip(err)
 	}
-	var pids []int
+	placed := false
 	s, err := d.Serve(t.Context(), ServerConfig{
 		FS: "virtio-fs", Socket: filepath.Join(t.TempDir(), "fs.sock"),
-		Cgroup: func(pid int) error { pids = append(pids, pid); return nil },
+		Place: func(*syscall.SysProcAttr) error { placed = true; return nil },
 	})
 	must(t, err)
 	defer func() { must(t, s.Close(t.Context())) }()
+	if !placed {
+		t.Error("the daemon is not in its place")
+	}
 	if got := d.Storage("kata", "/run/kata/shared"); got.GetDriver() != "virtiofs" || got.GetSource() != "kata" {
 		t.Errorf("storage: %v", got)
 	}
@@ -54,7 +58,7 @@ func TestServe(t *testing.T) {
 	src := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(src, "file"), []byte("text"), 0o600))
 	addVolume(t, d, "c", spec.Bind{Source: src, ReadOnly: true})
-	worker := sandboxed(t, pids[0], d.Path())
+	worker := sandboxed(t, s.proc.PID(), d.Path())
 	root := fmt.Sprintf("/proc/%d/root", worker)
 	if b, err := os.ReadFile(root + "/.volumes/0/file"); err != nil || string(b) != "text" {
 		t.Errorf("file in the daemon's view: %q, %v", b, err)
@@ -120,8 +124,8 @@ func TestServeFailures(t *testing.T) {
 		t.Errorf("the socket is left: %v", err)
 	}
 	errNo := errors.New("no")
-	if _, err := d.Serve(t.Context(), ServerConfig{FS: "virtio-fs", Daemon: "/bin/true", Socket: sock, Cgroup: func(int) error { return errNo }}); !errors.Is(err, errNo) {
-		t.Errorf("no cgroup: got %v, want %v", err, errNo)
+	if _, err := d.Serve(t.Context(), ServerConfig{FS: "virtio-fs", Daemon: "/bin/true", Socket: sock, Place: func(*syscall.SysProcAttr) error { return errNo }}); !errors.Is(err, errNo) {
+		t.Errorf("no place: got %v, want %v", err, errNo)
 	}
 	if got := d.Storage("kata", "/x"); got.GetDriver() != "9p" {
 		t.Errorf("storage after a failure: %v, want 9p", got)

@@ -69,9 +69,11 @@ type Command struct {
 	// SmallPages keeps the child's memory from being backed by transparent
 	// huge pages.
 	SmallPages bool
-	// Cgroup, when set, is called once with the child's pid, as soon as there
-	// is one. If it fails, the child is killed and Start returns its error.
-	Cgroup func(pid int) error
+	// Place, when set, is called on the thread that forks the child, before
+	// anything else is taken from it: what it does to the thread (cgroups, CPUs),
+	// and to the attributes, is the child's from its first instruction on. The
+	// thread is used for nothing else. A CgroupFD is closed here.
+	Place func(*syscall.SysProcAttr) error
 }
 
 // User is a numeric user and group without supplementary groups.
@@ -131,14 +133,6 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 	}()
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", c.Path, err)
-	}
-	if c.Cgroup != nil {
-		// A child that has ended already tells why by its exit and output.
-		if err := c.Cgroup(p.PID()); err != nil && !errors.Is(err, unix.ESRCH) {
-			p.Kill()
-			<-p.done
-			return nil, fmt.Errorf("place %s into its cgroup: %w", c.Path, err)
-		}
 	}
 	return p, nil
 }
@@ -232,6 +226,16 @@ func fork(c Command, output *os.File, lent *loan) (*os.Process, error) {
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("keep descriptors to ourselves: %w", err)
 	}
+	sys := &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setsid: true}
+	if c.Place != nil {
+		err := c.Place(sys)
+		if sys.UseCgroupFD {
+			defer func() { _ = unix.Close(sys.CgroupFD) }()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("place it: %w", err)
+		}
+	}
 	if c.NetNS != nil {
 		if err := unix.Setns(int(c.NetNS.Fd()), unix.CLONE_NEWNET); err != nil {
 			return nil, fmt.Errorf("enter network namespace: %w", err)
@@ -254,7 +258,6 @@ func fork(c Command, output *os.File, lent *loan) (*os.Process, error) {
 			return nil, err
 		}
 	}
-	sys := &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setsid: true}
 	if c.NoNetwork {
 		sys.Cloneflags |= unix.CLONE_NEWNET
 	}

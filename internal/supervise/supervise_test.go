@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,7 +98,7 @@ func TestStartErrors(t *testing.T) {
 		{"not a program", t.Context(), Command{Path: "/etc/passwd"}, os.ErrPermission},
 		{"no directory", t.Context(), Command{Path: "/bin/true", Dir: "/no/such"}, os.ErrNotExist},
 		{"cancelled", cancelled, Command{Path: "/bin/true"}, context.Canceled},
-		{"cgroup", t.Context(), Command{Path: "/bin/true", Cgroup: func(int) error { return io.ErrShortWrite }}, io.ErrShortWrite},
+		{"place", t.Context(), Command{Path: "/bin/true", Place: func(*syscall.SysProcAttr) error { return io.ErrShortWrite }}, io.ErrShortWrite},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p, err := Start(test.ctx, test.command)

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/tail"
@@ -74,10 +75,10 @@ type Config struct {
 	// that one and goes on where it was stopped. All of Config but ID, Dir and files
 	// has to be as it was there.
 	State *os.File
-	// Cgroup, when set, is called in the child's place: it receives the pid
-	// of each process the driver starts, before its first use, and puts it
+	// Place, when set, is called on the thread that forks a process of the
+	// driver, right before: it puts the thread, or by the attributes the process,
 	// into the sandbox's host cgroup.
-	Cgroup func(pid int) error
+	Place func(*syscall.SysProcAttr) error
 	// Unprivileged makes the driver drop what it can (capabilities, root).
 	Unprivileged bool
 }

@@ -112,7 +112,7 @@ func (m *Machine) start(ctx context.Context) error {
 		Args:   line.args,
 		Files:  line.files,
 		Stderr: stderrBytes,
-		Cgroup: m.cfg.Cgroup,
+		Place:  m.cfg.Place,
 		// Huge pages help a CPU that walks two levels of page tables; under
 		// emulation they only cost the time to clear them, 10% of a boot.
 		SmallPages: m.cfg.Accel == vmm.AccelTCG,

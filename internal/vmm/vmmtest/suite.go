@@ -73,9 +73,9 @@ func resources(t *testing.T) usage {
 func testGuest(t *testing.T, d Driver) {
 	c := d.config(t)
 	shared := share9P(t, &c)
-	var placed []int
-	c.Cgroup = func(pid int) error {
-		placed = append(placed, pid)
+	var placed []int // threads
+	c.Place = func(*syscall.SysProcAttr) error {
+		placed = append(placed, unix.Gettid())
 		return nil
 	}
 	m, g := d.boot(t, c)
@@ -84,8 +84,8 @@ func testGuest(t *testing.T, d Driver) {
 		t.Errorf("the first answer is %q, want hello", got)
 	}
 	pids := m.PIDs()
-	if len(pids) == 0 || len(placed) == 0 || placed[0] != pids[0] {
-		t.Errorf("PIDs() = %v, given to Cgroup: %v", pids, placed)
+	if len(pids) == 0 || len(placed) != len(pids) {
+		t.Errorf("PIDs() = %v, placed by the threads %v", pids, placed)
 	}
 	if d.Check != nil {
 		t.Run("Check", func(t *testing.T) { d.Check(t, m, c) })
@@ -432,8 +432,8 @@ func testCannotStart(t *testing.T, d Driver) {
 		{"NotAKernel", func(c *vmm.Config) { c.Kernel = noKernel }, "kernel"},
 		{"NoInitrd", func(c *vmm.Config) { c.Initrd = "/no/such/initrd" }, "/no/such/initrd"},
 		{"BinaryIsNoVMM", func(c *vmm.Config) { c.Binary = "/bin/false" }, "exit status 1"},
-		{"CgroupRefuses", func(c *vmm.Config) {
-			c.Cgroup = func(int) error { return errors.New("no room in the cgroup") }
+		{"PlaceRefuses", func(c *vmm.Config) {
+			c.Place = func(*syscall.SysProcAttr) error { return errors.New("no room in the cgroup") }
 		}, "no room in the cgroup"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
