@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/cleanup"
+	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/spf13/cobra"
 )
@@ -16,13 +17,13 @@ import (
 func (a *app) gcCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "gc",
-		Short: "Remove what crashed sandboxes and unfinished pulls have left",
+		Short: "Remove what crashed sandboxes, unfinished pulls and makers of templates have left",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewTextHandler(a.errOut, &slog.HandlerOptions{Level: slog.LevelWarn}))
 			rep, err := cleanup.GC(cmd.Context(), a.conf.Runtime.StateDir, log, proxy.Releasers(a.conf))
 			fmt.Fprintf(a.out, "sandboxes: %d removed, %d running, %d kept\n", len(rep.Removed), len(rep.Alive), len(rep.Kept))
-			err = errors.Join(err, a.containers.sweep())
+			err = errors.Join(err, a.containers.sweep(), owner.Store(a.conf).Sweep())
 			dirs, derr := a.containers.dirs()
 			if derr != nil {
 				return errors.Join(err, derr)

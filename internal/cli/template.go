@@ -6,6 +6,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/seed-efd44b36/kata/internal/owner"
+	"github.com/seed-efd44b36/kata/internal/template"
 	"github.com/spf13/cobra"
 )
 
@@ -40,7 +41,7 @@ func (a *app) templateCreate() *cobra.Command {
 	}
 	cmd.Flags().IntVarP(&memory, "memory", "m", 0, "`MiB` of the machine, rounded up to a power of two (default hypervisor.default_memory)")
 	cmd.Flags().IntVar(&cpus, "cpus", 0, "virtual CPUs of the machine, rounded up to a power of two (default hypervisor.default_vcpus)")
-	cmd.Flags().IntVar(&nics, "nics", 1, "network devices of the machine; 2 for `containerd run --cni` and Docker")
+	cmd.Flags().IntVar(&nics, "nics", 1, "network devices of the machine; 2 for `ctr run --cni` and Docker")
 	return cmd
 }
 
@@ -86,7 +87,9 @@ func (a *app) templateVerify() *cobra.Command {
 					keys = append(keys, t.Key)
 				}
 				for _, p := range problems {
-					keys = append(keys, p.Key)
+					if errors.Is(p.Err, template.ErrUnsound) {
+						keys = append(keys, p.Key)
+					}
 				}
 			}
 			return eachKey(keys, func(key string) error {

@@ -47,8 +47,9 @@ type Request struct {
 	MemoryMiB, CPUs int
 	// NICs is the number of its network devices.
 	NICs int
-	// Detached: nobody waits for it.
+	// Detached: nobody waits for it. Key is then what a failure is remembered under.
 	Detached bool
+	Key      string
 }
 
 // Store is where the configuration's templates are.
@@ -93,7 +94,7 @@ func (t templates) Want(ctx context.Context, c vmm.Config) error {
 		return err
 	}
 	_, err = AskForTemplate(ctx, Request{
-		Config: t.conf, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs, NICs: len(c.NICs), Detached: true,
+		Config: t.conf, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs, NICs: len(c.NICs), Detached: true, Key: k,
 	})
 	return err
 }
@@ -120,8 +121,11 @@ func AskForTemplate(ctx context.Context, r Request) (key string, err error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Unshareflags: syscall.CLONE_NEWNS}
 	err = cmd.Run()
 	text := strings.TrimSpace(said.String())
+	if err != nil && text != "" {
+		err = errors.New(text)
+	}
 	if err != nil {
-		return "", fmt.Errorf("make template: %s (%w)", text, err)
+		return "", fmt.Errorf("kata-proxy: %w", err)
 	}
 	return text, nil
 }
@@ -145,8 +149,17 @@ func answer(in io.Reader) (key string, err error) {
 	}
 	if r.Detached {
 		r.Detached = false
+		// Of those of the sandbox, with which it would end.
+		if err := resources.LeaveAll(); err != nil {
+			return "", err
+		}
 		return "", detach(r)
 	}
+	defer func() {
+		if err != nil && r.Key != "" {
+			Store(r.Config).Failed(r.Key, err)
+		}
+	}()
 	// Whoever has just booted a machine for want of a template comes first.
 	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, makerNice); err != nil {
 		return "", fmt.Errorf("lower the priority: %w", err)

@@ -224,6 +224,34 @@ func (c *Cgroup) Leave() {
 	}
 }
 
+// LeaveAll moves our own process out of all cgroups that it was born in, into the
+// root of each hierarchy.
+func LeaveAll() error {
+	hierarchies := []string{cgroupRoot}
+	if fsType(cgroupRoot) != unix.CGROUP2_SUPER_MAGIC {
+		entries, err := os.ReadDir(cgroupRoot)
+		if err != nil {
+			return fmt.Errorf("leave cgroups: %w", err)
+		}
+		hierarchies = nil
+		for _, e := range entries {
+			if h := filepath.Join(cgroupRoot, e.Name()); e.IsDir() {
+				hierarchies = append(hierarchies, h)
+			}
+		}
+	}
+	var errs []error
+	for _, h := range hierarchies {
+		if t := fsType(h); t == unix.CGROUP_SUPER_MAGIC || t == unix.CGROUP2_SUPER_MAGIC {
+			errs = append(errs, writeFile(filepath.Join(h, "cgroup.procs"), "0"))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("leave cgroups: %w", err)
+	}
+	return nil
+}
+
 // Limit sets the limits of all processes of the cgroup together; zero lifts
 // one. A limit whose controller the host does not give is an error that wraps
 // errors.ErrUnsupported.

@@ -13,22 +13,27 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
+	"github.com/seed-efd44b36/kata/internal/printable"
 	"golang.org/x/sys/unix"
 )
+
+// maxFailure is how much of a failure is told.
+const maxFailure = 2000
 
 // lockPoll is how often one that waits for another maker looks again.
 const lockPoll = 50 * time.Millisecond
 
 // Make makes a template, unless it is there. boot boots the machine with the file
 // as its memory, shared, and saves its state; it returns when the machine has
-// ended. One template is made at a time; the error wraps ErrBusy when another
-// process is about to make this one. Failures are remembered, see Wanted.
+// ended. One template is made at a time: Make waits for another maker. Failures
+// are remembered, see Wanted.
 func (s Store) Make(ctx context.Context, info Info, boot func(ctx context.Context, memory, state *os.File) error) error {
 	if err := s.make(ctx, info, boot); err != nil {
-		if !errors.Is(err, ErrBusy) && ctx.Err() == nil {
-			s.remember(info.Key, err)
+		if ctx.Err() == nil {
+			s.Failed(info.Key, err)
 		}
 		return fmt.Errorf("make template %s: %w", info.Key, err)
 	}
@@ -40,32 +45,23 @@ func (s Store) make(ctx context.Context, info Info, boot func(ctx context.Contex
 	if !validKey(info.Key) {
 		return errors.New("not a key")
 	}
-	if err := os.MkdirAll(s.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
 		return err
 	}
-	mine, err := tryLock(s.path(".lock-" + info.Key))
+	lock, err := s.lock(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		// By name first: who locks a file that has no name has locked nothing.
-		_ = os.Remove(mine.Name())
-		_ = mine.Close()
-	}()
-	all, err := lock(ctx, s.path(".lock"))
-	if err != nil {
-		return err
-	}
-	defer all.Close()
+	defer lock.Close()
 	if t, err := s.open(info.Key); err == nil {
-		return t.Close()
+		return t.Close() // another maker was first
 	}
-	if err := s.remove(tmpPrefix + info.Key); err != nil { // of one that crashed
+	if err := s.sweep(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.remove(tmpPrefix+info.Key)) }()
 	tmp := s.path(tmpPrefix + info.Key)
-	if err := os.Mkdir(tmp, 0o755); err != nil {
+	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return err
 	}
 	if err := s.fill(ctx, tmp, info, boot); err != nil {
@@ -78,6 +74,39 @@ func (s Store) make(ctx context.Context, info Info, boot func(ctx context.Contex
 		return err
 	}
 	return s.expire(info.Key)
+}
+
+// Sweep removes what killed makers have left, and failures that are no reason any
+// more not to try again. While a template is made it does nothing.
+func (s Store) Sweep() error {
+	lock, err := tryLock(s.path(lockFile))
+	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("sweep templates: %w", err)
+	}
+	defer lock.Close()
+	if err := s.sweep(); err != nil {
+		return fmt.Errorf("sweep templates: %w", err)
+	}
+	return nil
+}
+
+// sweep is Sweep for who has the lock.
+func (s Store) sweep() error {
+	entries, err := os.ReadDir(s.Dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		key, failed := strings.CutSuffix(e.Name(), failedSuffix)
+		if strings.HasPrefix(e.Name(), tmpPrefix) || failed && validKey(key) && !s.failedLately(key) {
+			errs = append(errs, s.remove(e.Name()))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // fill writes the files of a template and waits until they are on the disk.
@@ -134,28 +163,24 @@ func create(name string) (*os.File, error) {
 	return os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
-// tryLock locks a file that goes when the lock does.
+// tryLock locks a file; the error wraps unix.EWOULDBLOCK if another process has it.
 func tryLock(name string) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return f, nil
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
-	_ = f.Close()
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, ErrBusy
-	}
-	return nil, fmt.Errorf("lock %s: %w", name, err)
+	return f, nil
 }
 
-// lock waits for a lock.
-func lock(ctx context.Context, name string) (*os.File, error) {
+// lock waits for the lock of makers.
+func (s Store) lock(ctx context.Context) (*os.File, error) {
 	for {
-		f, err := tryLock(name)
-		if !errors.Is(err, ErrBusy) {
+		f, err := tryLock(s.path(lockFile))
+		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return f, err
 		}
 		select {
@@ -166,33 +191,38 @@ func lock(ctx context.Context, name string) (*os.File, error) {
 	}
 }
 
-// Wanted tells whether it is worth a try to make the template: it is not there, is
-// not being made, and did not fail a short time ago.
+// Wanted tells whether it is worth a try to make the template: it is not being made,
+// and did not fail a short time ago.
 func (s Store) Wanted(key string) bool {
-	if info, err := os.Stat(s.path(key + failedSuffix)); err == nil && time.Since(info.ModTime()) < retryAfter {
+	if s.failedLately(key) {
 		return false
 	}
-	f, err := os.Open(s.path(".lock-" + key))
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(s.path(tmpPrefix + key)); err != nil {
 		return true
 	}
+	f, err := tryLock(s.path(lockFile))
 	if err != nil {
 		return false
 	}
-	defer f.Close()
-	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil
+	_ = f.Close()
+	return true // its maker was killed
+}
+
+func (s Store) failedLately(key string) bool {
+	info, err := os.Stat(s.path(key + failedSuffix))
+	return err == nil && time.Since(info.ModTime()) < retryAfter
 }
 
 // Reject removes a template that is sound and cannot be restored all the same. It is
 // not wanted for some time.
 func (s Store) Reject(key string, why error) {
 	if s.Remove(key) == nil {
-		s.remember(key, why)
+		s.Failed(key, why)
 	}
 }
 
-// remember notes why a template cannot be made; at worst, it is tried again soon.
-func (s Store) remember(key string, why error) {
+// Failed notes why a template cannot be made; at worst, it is tried again soon.
+func (s Store) Failed(key string, why error) {
 	_ = os.WriteFile(s.path(key+failedSuffix), []byte(why.Error()), 0o600)
 }
 
@@ -202,7 +232,7 @@ func (s Store) failure(key string) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("could not be made: %s", text)
+	return fmt.Errorf("could not be made: %s", printable.Text(string(text), maxFailure))
 }
 
 func sumOf(r io.Reader) (string, error) {

@@ -6,8 +6,8 @@
 //	KEY/state          the state of its devices
 //	KEY/template.json  what it is; its time tells when it was last used
 //	KEY.failed         why it could not be made, for those who ask again soon
-//	.lock, .lock-KEY   held by who makes one, and by who makes this one
-//	.tmp-KEY           what is being made
+//	.lock              held by who makes one
+//	.tmp-KEY           what is being made, or was when its maker was killed
 //
 // A key stands for all that a machine is made of. Templates appear by rename,
 // whole, or not at all; all of them can be made again. Who can write into one
@@ -39,12 +39,11 @@ var (
 	ErrNone = errors.New("no such template")
 	// ErrUnsound is that there is one which must not be used.
 	ErrUnsound = errors.New("template is not sound")
-	// ErrBusy is that another process makes this template.
-	ErrBusy = errors.New("template is being made")
 )
 
 const (
 	memoryFile, stateFile, infoFile = "memory", "state", "template.json"
+	lockFile                        = ".lock"
 	tmpPrefix                       = ".tmp-"
 	failedSuffix                    = ".failed"
 	// retryAfter is how long after a failure nobody need try again.
@@ -74,8 +73,8 @@ type Info struct {
 	Bytes int64     `json:"-"`
 }
 
-// Template is an open template. Both files are open for reading only; the caller
-// closes it, which a machine that was made from it does not mind.
+// Template is an open template. Memory is open for reading only, State is a copy that
+// nobody can change; the caller closes it, which a machine that was made from it does not mind.
 type Template struct {
 	Info
 	Memory, State *os.File
@@ -133,13 +132,16 @@ func (s Store) open(key string) (_ *Template, err error) {
 		return nil, err
 	}
 	defer dir.Close()
-	for _, d := range []string{s.Dir, s.path(key)} {
-		info, err := os.Lstat(d)
+	for name, look := range map[string]func() (fs.FileInfo, error){
+		s.Dir:       func() (fs.FileInfo, error) { return os.Lstat(s.Dir) },
+		s.path(key): func() (fs.FileInfo, error) { return dir.Stat(".") },
+	} {
+		info, err := look()
 		if err == nil {
 			err = onlyRoot(info, fs.ModeDir)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrUnsound, d, err)
+			return nil, fmt.Errorf("%w: %s: %w", ErrUnsound, name, err)
 		}
 	}
 	t := &Template{}
@@ -167,29 +169,54 @@ func (s Store) open(key string) (_ *Template, err error) {
 		return nil, fmt.Errorf("%w: memory has %d bytes instead of %d", ErrUnsound, info.Size(), want)
 	}
 	t.Bytes = allocated(info)
-	if t.State, info, err = openFile(dir, stateFile); err != nil {
+	state, info, err := openFile(dir, stateFile)
+	if err != nil {
 		return nil, err
 	}
+	defer state.Close()
 	t.Bytes += allocated(info)
-	// It is small, and QEMU trusts it.
-	sum, err := sumOf(io.LimitReader(t.State, maxState))
-	if err == nil && sum != t.StateSum {
-		return nil, fmt.Errorf("%w: its state has changed", ErrUnsound)
-	}
-	if err == nil {
-		_, err = t.State.Seek(0, io.SeekStart)
-	}
+	// QEMU gets a copy that nobody can change any more, itself included.
+	text, err := io.ReadAll(io.LimitReader(state, maxState))
 	if err != nil {
 		return nil, fmt.Errorf("read state: %w", err)
 	}
+	if sum := sha256.Sum256(text); hex.EncodeToString(sum[:]) != t.StateSum {
+		return nil, fmt.Errorf("%w: its state has changed", ErrUnsound)
+	}
+	if t.State, err = sealed(text); err != nil {
+		return nil, fmt.Errorf("copy state: %w", err)
+	}
 	return t, nil
+}
+
+// sealed returns a file in memory that can only be read.
+func sealed(text []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(stateFile, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("memfd: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), stateFile)
+	_, err = f.Write(text)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err == nil {
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // openFile opens a file that only root may write.
 func openFile(dir *os.Root, name string) (*os.File, fs.FileInfo, error) {
 	f, err := dir.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fmt.Errorf("%w: %w", ErrUnsound, err)
+	}
+	if err != nil {
+		return nil, nil, err
 	}
 	info, err := f.Stat()
 	if err == nil {

@@ -152,30 +152,62 @@ func TestFailureIsRemembered(t *testing.T) {
 	}
 }
 
-// TestMakersMeet: the second maker of a template does not wait, that of another
-// one does.
+// TestMakersMeet: one template is made at a time, and once.
 func TestMakersMeet(t *testing.T) {
 	s := store(t)
-	var inner error
-	waited, cancel := context.WithTimeout(t.Context(), 2*lockPoll)
-	defer cancel()
-	err := s.Make(t.Context(), info("a"), func(ctx context.Context, memory, state *os.File) error {
-		if s.Wanted(info("a").Key) {
-			t.Error("a template is wanted that is being made")
+	for _, name := range []string{"a", "b"} {
+		err := s.Make(t.Context(), info("a"), func(ctx context.Context, memory, state *os.File) error {
+			if s.Wanted(info("a").Key) {
+				t.Error("a template is wanted that is being made")
+			}
+			waited, cancel := context.WithTimeout(ctx, 2*lockPoll)
+			defer cancel()
+			if err := s.Make(waited, info(name), save); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("a second maker: %v", err)
+			}
+			if err := s.Sweep(); err != nil {
+				t.Error(err)
+			}
+			return save(ctx, memory, state)
+		})
+		if err != nil {
+			t.Error(err)
 		}
-		inner = s.Make(ctx, info("a"), save)
-		if err := s.Make(waited, info("b"), save); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("two templates at once: %v", err)
+		if err := s.Remove(info("a").Key); err != nil {
+			t.Error(err)
 		}
-		return save(ctx, memory, state)
-	})
-	if err != nil {
-		t.Error(err)
 	}
-	if !errors.Is(inner, ErrBusy) {
-		t.Errorf("two makers of one template: %v, want ErrBusy", inner)
+}
+
+// TestSweep: what killed makers have left goes, what is of use stays.
+func TestSweep(t *testing.T) {
+	s := store(t)
+	if err := s.Sweep(); err != nil {
+		t.Errorf("without a store: %v", err)
 	}
-	make1(t, s, "b")
+	whole, killed, failed, old := make1(t, s, "whole"), info("killed"), info("failed"), info("old")
+	if err := os.Mkdir(s.path(tmpPrefix+killed.Key), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Wanted(killed.Key) {
+		t.Error("a template is not wanted whose maker was killed")
+	}
+	s.Failed(failed.Key, errors.New("just now"))
+	s.Failed(old.Key, errors.New("long ago"))
+	before := time.Now().Add(-retryAfter)
+	if err := os.Chtimes(s.path(old.Key+failedSuffix), before, before); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{
+		whole.Key: true, tmpPrefix + killed.Key: false, failed.Key + failedSuffix: true, old.Key + failedSuffix: false,
+	} {
+		if _, err := os.Stat(s.path(name)); (err == nil) != want {
+			t.Errorf("%s is there: %v, want %v", name, err == nil, want)
+		}
+	}
 }
 
 func TestExpire(t *testing.T) {
