@@ -139,7 +139,7 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 		return fmt.Errorf("host cgroup: %w", err)
 	}
 	// After the boot, which would only take longer for it.
-	return s.limitHost(o, size)
+	return s.limitHost(o, resources.Size(resources.LimitsOf(o.Resources), s.conf.Hypervisor))
 }
 
 // launch makes the machine and prepares its guest: a copy of a template where
@@ -158,13 +158,18 @@ func (s *Sandbox) launch(ctx context.Context, img guestimage.Image, size resourc
 		}
 		return s.start(ctx, cfg, "9p", o)
 	}
-	if done, err := s.restore(ctx, cfg, o); done || err != nil {
+	done, spoiled, err := s.restore(ctx, cfg, o)
+	if done || err != nil {
 		return err
 	}
 	if err := machine.AddVsock(&cfg, s.conf.Hypervisor); err != nil {
 		return err
 	}
-	return s.start(ctx, cfg, s.conf.Hypervisor.SharedFS, o)
+	if err := s.start(ctx, cfg, s.conf.Hypervisor.SharedFS, o); err != nil {
+		return err
+	}
+	spoiled()
+	return nil
 }
 
 // start is the part that BootTimeout is for.

@@ -23,3 +23,7 @@ var (
 // it did not expect: a guest can send any number of them, and must not fill the
 // log and with it the host's memory. Nor has a person any use for it.
 func SilenceRPC() error { return ttrpclog.SetLevel("panic") }
+
+// CheckID tells whether s can be the id of a sandbox, container or exec: see
+// guest.CheckID.
+func CheckID(s string) error { return guest.CheckID(s) }

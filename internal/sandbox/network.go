@@ -61,16 +61,25 @@ func (s *Sandbox) attachNetwork(ctx context.Context, o BootOptions, cfg *vmm.Con
 	if o.LateNetwork {
 		cfg.NetNS = at.Namespace()
 	}
-	vhost := machine.Use(s.conf.Hypervisor.VhostNet, "/dev/vhost-net")
 	for _, n := range at.NICs() {
-		nic := vmm.NIC{MAC: n.MAC, Tap: n.Tap}
-		if vhost {
-			if nic.VhostNet, err = os.OpenFile("/dev/vhost-net", os.O_RDWR, 0); err != nil {
-				return fmt.Errorf("vhost-net: %w", err)
-			}
-			s.undo.Push("vhost-net", func(context.Context) error { return nic.VhostNet.Close() })
+		cfg.NICs = append(cfg.NICs, vmm.NIC{MAC: n.MAC, Tap: n.Tap})
+	}
+	return s.renewVhost(cfg.NICs)
+}
+
+// renewVhost gives each device a vhost-net of its own, if there are any: one that a
+// machine has had is of no use to another.
+func (s *Sandbox) renewVhost(nics []vmm.NIC) error {
+	if !machine.Use(s.conf.Hypervisor.VhostNet, "/dev/vhost-net") {
+		return nil
+	}
+	for i := range nics {
+		f, err := os.OpenFile("/dev/vhost-net", os.O_RDWR, 0)
+		if err != nil {
+			return fmt.Errorf("vhost-net: %w", err)
 		}
-		cfg.NICs = append(cfg.NICs, nic)
+		s.undo.Push("vhost-net", func(context.Context) error { return f.Close() })
+		nics[i].VhostNet = f
 	}
 	return nil
 }

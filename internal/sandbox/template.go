@@ -25,26 +25,32 @@ type Templates interface {
 	Reject(key string, why error)
 }
 
+// templated tells whether the machine may be a saved one: QEMU can restore no
+// virtio-fs, and a vsock machine listens already.
+func (s *Sandbox) templated() bool {
+	h := s.conf.Hypervisor
+	return s.opts.Templates != nil && h.SharedFS != "virtio-fs" && h.Vsock != "on"
+}
+
 // size is that of the machine to be.
 func (s *Sandbox) size(o BootOptions) resources.VM {
 	if o.Save != nil {
 		return o.Save.Size
 	}
 	size := resources.Size(resources.LimitsOf(o.Resources), s.conf.Hypervisor)
-	if s.opts.Templates == nil {
+	if !s.templated() {
 		return size
 	}
 	return machine.Class(size)
 }
 
 // restore starts the machine as a copy of a saved one, if there is one. A template
-// that cannot be used is never a reason to fail: the machine boots then. The error
-// is that of a sandbox that has ended.
-func (s *Sandbox) restore(ctx context.Context, cfg vmm.Config, o BootOptions) (done bool, err error) {
-	// QEMU can restore no virtio-fs, and a vsock machine listens already.
-	h := s.conf.Hypervisor
-	if s.opts.Templates == nil || h.SharedFS == "virtio-fs" || h.Vsock == "on" {
-		return false, nil
+// that cannot be used is never a reason to fail: the machine boots then, and when
+// that works the template was to blame, which spoiled tells.
+func (s *Sandbox) restore(ctx context.Context, cfg vmm.Config, o BootOptions) (done bool, spoiled func(), err error) {
+	spoiled = func() {}
+	if !s.templated() {
+		return false, spoiled, nil
 	}
 	kind := cfg
 	s.want = func(ctx context.Context) error { return s.opts.Templates.Want(ctx, kind) }
@@ -55,7 +61,7 @@ func (s *Sandbox) restore(ctx context.Context, cfg vmm.Config, o BootOptions) (d
 		if !errors.Is(err, template.ErrNone) {
 			s.log.Warn("template is not used", "error", err)
 		}
-		return false, nil
+		return false, spoiled, nil
 	}
 	defer t.Close()
 	cfg.Memory, cfg.State = t.Memory, t.State
@@ -63,22 +69,22 @@ func (s *Sandbox) restore(ctx context.Context, cfg vmm.Config, o BootOptions) (d
 		s.want = nil
 		s.watch()
 		s.log.Info("sandbox was made from a template", "template", t.Key)
-		return true, nil
+		return true, spoiled, nil
 	}
-	if ctx.Err() != nil || s.isDead() {
-		return false, err
+	// Once the agent has answered, what fails is not the template's fault.
+	if s.guest != nil || ctx.Err() != nil || s.isDead() {
+		return false, spoiled, err
 	}
 	err = s.explain(err)
 	s.log.Warn("template cannot be used: the machine boots", "template", t.Key, "error", err)
-	if s.guest != nil {
-		s.guest.Close()
-	}
 	if s.machine != nil {
 		s.machine.Kill(ctx)
 	}
-	s.machine, s.guest = nil, nil
-	s.opts.Templates.Reject(t.Key, err)
-	return false, nil
+	s.machine = nil
+	if !errors.Is(err, guest.ErrNoAnswer) { // on a busy host it may only be slow
+		spoiled = func() { s.opts.Templates.Reject(t.Key, err) }
+	}
+	return false, spoiled, s.renewVhost(cfg.NICs)
 }
 
 // save brings the guest to rest and saves the machine.
