@@ -54,10 +54,14 @@ func (w *worker) list(fd int) (int, error) {
 		return -1, err
 	}
 	tree, err := unix.OpenTree(fd, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err == nil {
+		defer unix.Close(tree)
+		// It stays as it is when the directory that it shows is made read-only.
+		err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	}
 	if err := errors.Join(err, w.become(capabilities)); err != nil {
 		return -1, err
 	}
-	defer unix.Close(tree)
 	return unix.Openat(tree, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 

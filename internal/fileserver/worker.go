@@ -9,7 +9,7 @@ import (
 
 // capabilities are those of a file server that acts for any user. What else
 // root could do to a file system (trusted attributes, labels of security
-// modules, blocks that are reserved) is refused by the kernel.
+// modules) is refused by the kernel.
 const capabilities = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_DAC_READ_SEARCH |
 	1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID | 1<<unix.CAP_MKNOD | 1<<unix.CAP_SETFCAP
 
