@@ -37,7 +37,8 @@ const deadline = 4 * time.Minute
 // suite is what all cases share.
 type suite struct {
 	env    *harness.Env
-	layers string // directory that the root file system is copied from
+	booted *harness.Env // its machines boot, with virtio-fs
+	layers string       // directory that the root file system is copied from
 	count  atomic.Int64
 }
 
@@ -60,6 +61,8 @@ type variant struct {
 	during func(t *testing.T, c *container)
 	// after looks at the host once the container has ended.
 	after func(t *testing.T, b *bundle) string
+	// virtiofs boots kata's machine with virtio-fs, for what 9p does not have.
+	virtiofs bool
 	// terminal gives the runtime a terminal instead of pipes.
 	terminal bool
 }
@@ -78,6 +81,10 @@ func TestSameAsRunc(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	booted, removeBooted, err := harness.New("[hypervisor]\nshared_fs = \"virtio-fs\"")
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := env.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +92,7 @@ func TestSameAsRunc(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &suite{env: env, layers: filepath.Join(filepath.Dir(env.Data), "layers")}
+	s := &suite{env: env, booted: booted, layers: filepath.Join(filepath.Dir(env.Data), "layers")}
 	t.Cleanup(func() {
 		left, err := env.Leaks(before)
 		if err != nil {
@@ -94,7 +101,11 @@ func TestSameAsRunc(t *testing.T) {
 		for _, l := range left {
 			t.Errorf("left behind: %s", l)
 		}
-		if err := remove(); err != nil {
+		left, err = booted.Left()
+		if err != nil || len(left) > 0 {
+			t.Errorf("left behind: %v, %v", left, err)
+		}
+		if err := errors.Join(remove(), removeBooted()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -108,7 +119,7 @@ func TestSameAsRunc(t *testing.T) {
 			t.Run(v.name, func(t *testing.T) {
 				t.Parallel()
 				want := s.run(t, v, s.runc())
-				got := s.run(t, v, s.kata())
+				got := s.run(t, v, s.kata(v))
 				compare(t, v.name, listed, want, got)
 			})
 		}
@@ -156,9 +167,13 @@ func (s *suite) runc() tool {
 	}}
 }
 
-func (s *suite) kata() tool {
+func (s *suite) kata(v variant) tool {
+	env := s.env
+	if v.virtiofs {
+		env = s.booted
+	}
 	return tool{"kata-runtime", func(ctx context.Context, dir, id string) *exec.Cmd {
-		return s.env.Command(ctx, "kata-runtime", "run", "--bundle", dir, id)
+		return env.Command(ctx, "kata-runtime", "run", "--bundle", dir, id)
 	}}
 }
 

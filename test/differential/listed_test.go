@@ -97,6 +97,14 @@ func listedDifferences() []difference {
 			reason: "O_TMPFILE does not pass the file server; programs have another way, as other file systems lack it, too",
 		},
 		{
+			variant: "files-9p", hide: regexp.MustCompile(`(?m)^(exchange of names|whiteout|allocate|allocate beyond the end|punch a hole|open by a file's descriptor):.*$`), with: "$1",
+			reason: "9p does not have them, as docs/storage.md lists; virtio-fs has",
+		},
+		{
+			variant: "files-9p", hide: regexp.MustCompile(`(?m)^(times to the nanosecond: \d+) .*$`), with: "$1",
+			reason: "times that a program sets are whole seconds with 9p",
+		},
+		{
 			variant: "limits", probe: "quota", hide: regexp.MustCompile(`cat: can't open 'cpu.max': No such file or directory\n`), with: "",
 			reason: "the name of the file in cgroup version 2 is tried first",
 		},

@@ -65,13 +65,15 @@ func (e *Env) Left() ([]string, error) {
 
 func settle(look func() ([]string, error)) ([]string, error) {
 	begun := time.Now()
+	quiet := begun // when no maker was there for the last time
 	for {
 		left, err := look()
-		grace := leakGrace
-		if slices.ContainsFunc(left, func(line string) bool { return strings.Contains(line, "--template ") }) {
-			grace = makerGrace
+		if slices.ContainsFunc(left, func(line string) bool {
+			return strings.Contains(line, "template-") || strings.Contains(line, "--template ")
+		}) && time.Since(begun) < makerGrace {
+			quiet = time.Now()
 		}
-		if err != nil || len(left) == 0 || time.Since(begun) > grace {
+		if err != nil || len(left) == 0 || time.Since(quiet) > leakGrace {
 			return left, err
 		}
 		time.Sleep(50 * time.Millisecond)

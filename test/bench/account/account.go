@@ -240,6 +240,16 @@ func (g *Group) Kill() error {
 	}
 }
 
+// remove removes a cgroup, which a process leaves a moment after its end is told.
+func remove(dir string) error {
+	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		err := os.Remove(dir)
+		if !errors.Is(err, unix.EBUSY) || time.Since(begun) > time.Second {
+			return err
+		}
+	}
+}
+
 // Close moves this process back, and removes the group.
 func (g *Group) Close() error {
 	err := enter(g.previous)
@@ -251,7 +261,7 @@ func (g *Group) Close() error {
 		return nil // what has vanished need not be removed
 	})
 	for _, dir := range slices.Backward(dirs) {
-		if rerr := os.Remove(dir); !errors.Is(rerr, fs.ErrNotExist) {
+		if rerr := remove(dir); !errors.Is(rerr, fs.ErrNotExist) {
 			err = errors.Join(err, rerr)
 		}
 	}
