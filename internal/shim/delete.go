@@ -108,7 +108,7 @@ func tellOthers(bundle string, st report.Sandbox, log *slog.Logger) {
 			continue
 		}
 		// One that has been deleted has no bundle.
-		if err := report.Write(c.Bundle, st); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := report.Leave(c.Bundle, st); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			log.Warn("the exit code of a container is lost", "container", c.ID, "error", err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -53,7 +54,7 @@ func (r record) write(bundle string) error {
 	if err := os.WriteFile(filepath.Join(bundle, recordFile), b, 0o600); err != nil {
 		return fmt.Errorf("remember what was started: %w", err)
 	}
-	return nil
+	return report.Reserve(bundle) // for tellOthers
 }
 
 // parameters are what containerd sends to `start`.

@@ -79,13 +79,53 @@ type Container struct {
 	Exit        *Exit             `json:"exit,omitempty"`
 }
 
-// Write replaces the state file of dir in one step, so that a reader sees the
-// old or the new state and a crash leaves one of them.
-func Write(dir string, st Sandbox) error {
+// Reserve makes room in a directory for what Leave may write there.
+func Reserve(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("make room for the state of a sandbox: %w", err)
+	}
+	return f.Close()
+}
+
+// Leave is Write for a directory of another's, who may be about to remove it: no file
+// is made, which could come after all others have gone. The first one to leave
+// something is heard. The error wraps fs.ErrNotExist when there is no room reserved.
+func Leave(dir string, st Sandbox) error {
+	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("leave state of sandbox %s: %w", st.ID, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() > 0 {
+		return err
+	}
+	b, err := encode(st)
+	if err == nil {
+		_, err = f.Write(b)
+	}
+	if err != nil {
+		return fmt.Errorf("leave state of sandbox %s: %w", st.ID, err)
+	}
+	return nil
+}
+
+func encode(st Sandbox) ([]byte, error) {
 	st.Version = version
 	b, err := json.MarshalIndent(st, "", "\t")
 	if err != nil {
-		return fmt.Errorf("encode state of sandbox %s: %w", st.ID, err)
+		return nil, fmt.Errorf("encode state of sandbox %s: %w", st.ID, err)
+	}
+	return b, nil
+}
+
+// Write replaces the state file of dir in one step, so that a reader sees the
+// old or the new state and a crash leaves one of them.
+func Write(dir string, st Sandbox) error {
+	b, err := encode(st)
+	if err != nil {
+		return err
 	}
 	tmp := filepath.Join(dir, file+".tmp")
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {

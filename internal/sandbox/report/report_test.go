@@ -106,3 +106,33 @@ func TestListTellsWhatItCannotRead(t *testing.T) {
 		t.Errorf("no directory: %v, %v", states, err)
 	}
 }
+
+// TestLeave: what is left in another's directory makes no file there, so that it can
+// be removed at any time.
+func TestLeave(t *testing.T) {
+	dir := t.TempDir()
+	first, second := report.Sandbox{ID: "first"}, report.Sandbox{ID: "second"}
+	if err := report.Leave(dir, first); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without room: %v", err)
+	}
+	if names, err := os.ReadDir(dir); err != nil || len(names) > 0 {
+		t.Errorf("there are files: %v, %v", names, err)
+	}
+	if err := report.Reserve(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := report.Read(filepath.Dir(dir), filepath.Base(dir)); err == nil {
+		t.Error("an empty state can be read")
+	}
+	for _, st := range []report.Sandbox{first, second} {
+		if err := report.Leave(dir, st); err != nil {
+			t.Fatal(err)
+		}
+		if err := report.Reserve(dir); err != nil { // changes nothing
+			t.Fatal(err)
+		}
+	}
+	if st, err := report.Read(filepath.Dir(dir), filepath.Base(dir)); err != nil || st.ID != "first" {
+		t.Errorf("read %+v, %v; want the first", st, err)
+	}
+}
