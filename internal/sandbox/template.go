@@ -75,14 +75,14 @@ func (s *Sandbox) restore(ctx context.Context, cfg vmm.Config, o BootOptions) (d
 	if s.guest != nil || ctx.Err() != nil || s.isDead() {
 		return false, spoiled, err
 	}
-	err = s.explain(err)
-	s.log.Warn("template cannot be used: the machine boots", "template", t.Key, "error", err)
+	why := s.explain(err)
+	s.log.Warn("template cannot be used: the machine boots", "template", t.Key, "error", why)
 	if s.machine != nil {
 		s.machine.Kill(ctx)
 	}
 	s.machine = nil
-	if !errors.Is(err, guest.ErrNoAnswer) { // on a busy host it may only be slow
-		spoiled = func() { s.opts.Templates.Reject(t.Key, err) }
+	if !errors.Is(why, guest.ErrNoAnswer) { // on a busy host it may only be slow
+		spoiled = func() { s.opts.Templates.Reject(t.Key, why) }
 	}
 	return false, spoiled, s.renewVhost(cfg.NICs)
 }

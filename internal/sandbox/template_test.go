@@ -41,7 +41,11 @@ func (f *templates) Want(context.Context, vmm.Config) error {
 	return nil
 }
 
-func (f *templates) Reject(string, error) { f.rejected++ }
+func (f *templates) Reject(_ string, why error) {
+	if strings.Contains(why.Error(), "no such device") {
+		f.rejected++
+	}
+}
 
 // TestTemplates: which machines are restored and which boot, and when a template is
 // asked for, or thrown out.
