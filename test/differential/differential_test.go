@@ -118,36 +118,63 @@ func TestSameAsRunc(t *testing.T) {
 		for _, v := range variants() {
 			t.Run(v.name, func(t *testing.T) {
 				t.Parallel()
-				want := s.run(t, v, s.runc())
-				got := s.run(t, v, s.kata(v))
+				want, got := s.run(t, v, s.runc()), s.run(t, v, s.kata(v))
+				if once := differing(v.name, listed, want, got); len(once) > 0 {
+					// Runc and the programs in the container have races of their own: a
+					// difference has to be seen twice.
+					t.Logf("seen once: %q", once)
+					want2, got2 := s.run(t, v, s.runc()), s.run(t, v, s.kata(v))
+					twice := differing(v.name, listed, want2, got2)
+					for _, n := range once {
+						if !slices.Contains(twice, n) {
+							want[n], got[n] = want2[n], got2[n]
+						}
+					}
+				}
 				compare(t, v.name, listed, want, got)
 			})
 		}
 	})
 }
 
-// compare reports each question that was answered differently.
-func compare(t *testing.T, name string, listed []difference, want, got observed) {
-	names := map[string]bool{}
-	for _, o := range []observed{want, got} {
-		for n := range o {
-			names[n] = true
+// questions are those that either side has answered.
+func questions(want, got observed) []string {
+	names := maps.Clone(want)
+	maps.Copy(names, got)
+	return slices.Sorted(maps.Keys(names))
+}
+
+// differ returns how two answers to a question differ, but for what is listed.
+func differ(variant, question string, listed []difference, want, got observed) string {
+	w, inWant := want[question]
+	g, inGot := got[question]
+	if !inWant || !inGot {
+		return fmt.Sprintf("answered by runc: %v, by kata-runtime: %v; runc %q; kata-runtime %q", inWant, inGot, w, g)
+	}
+	for _, d := range listed {
+		if d.about(variant, question) {
+			w, g = d.hide.ReplaceAllString(w, d.with), d.hide.ReplaceAllString(g, d.with)
 		}
 	}
-	for _, n := range slices.Sorted(maps.Keys(names)) {
+	return cmp.Diff(strings.Split(w, "\n"), strings.Split(g, "\n"))
+}
+
+// differing are the questions that were answered differently.
+func differing(variant string, listed []difference, want, got observed) (names []string) {
+	for _, n := range questions(want, got) {
+		if differ(variant, n, listed, want, got) != "" {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+// compare reports each question that was answered differently.
+func compare(t *testing.T, variant string, listed []difference, want, got observed) {
+	for _, n := range questions(want, got) {
 		t.Run(n, func(t *testing.T) {
-			w, inWant := want[n]
-			g, inGot := got[n]
-			if !inWant || !inGot {
-				t.Fatalf("answered by runc: %v, by kata-runtime: %v; runc %q; kata-runtime %q", inWant, inGot, w, g)
-			}
-			t.Logf("runc: %s", w)
-			for _, d := range listed {
-				if d.about(name, n) {
-					w, g = d.hide.ReplaceAllString(w, d.with), d.hide.ReplaceAllString(g, d.with)
-				}
-			}
-			if diff := cmp.Diff(strings.Split(w, "\n"), strings.Split(g, "\n")); diff != "" {
+			t.Logf("runc: %s", want[n])
+			if diff := differ(variant, n, listed, want, got); diff != "" {
 				t.Errorf("runc (-) and kata-runtime (+) differ:\n%s", diff)
 			}
 		})

@@ -98,7 +98,9 @@ const devices = `cd /dev && find . -mindepth 1 | sort | while read f; do stat -c
 // anyPID leaves out the numbers in messages about processes.
 const anyPID = ` | sed 's/pid [0-9]*/pid/'`
 
-const terminalScript = `tty; stty size; stty -a | tr '\n' ' ' | sed 's/speed.*; line/line/'; echo; test -t 0 -a -t 1 -a -t 2 && echo terminal
+// terminalScript waits for a size first: runc sets that a moment after the start.
+const terminalScript = `n=0; until stty size > /dev/null 2>&1 || [ $n = 50 ]; do sleep 0.1; n=$((n+1)); done
+tty; stty size; stty -a | tr '\n' ' ' | sed 's/speed.*; line/line/'; echo; test -t 0 -a -t 1 -a -t 2 && echo terminal
 ls -l /dev/console | sed 's/root.*,/root/;s/[A-Z][a-z][a-z] .* //' ; stat -c '%A %u:%g' /dev/console "$(tty)"
 cat /proc/self/stat | awk '{ print $5, $6, $7, $8 }'; echo typed > /dev/tty
 trap 'stty size; exit 3' WINCH; echo ready; n=0; while [ $n -lt 50 ]; do sleep 0.2; n=$((n+1)); done`
