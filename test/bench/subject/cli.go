@@ -63,7 +63,7 @@ func agentAnswer(trace string) (float64, error) {
 			continue
 		}
 		switch name := strings.Join(words[2:], " "); {
-		case name == "VMM":
+		case words[2] == "VMM": // the bar follows
 			vmm = start
 		case strings.Contains(name, "agent's first answer"):
 			agent = start + dur

@@ -87,7 +87,7 @@ func TestLinesOf(t *testing.T) {
 }
 
 func TestAgentAnswer(t *testing.T) {
-	const trace = "  start ms  for ms    phase\n      -0.5     0.4  guest image\n      46.8   144.2    VMM\n     191.0  3010.0    guest boot to agent's first answer\n    3201.0   323.1    guest set-up\n"
+	const trace = "  start ms  for ms    phase\n      -0.5     0.4  guest image\n      46.8   144.2      VMM                  ====\n     191.0  3010.0      agent's first answer    =======\n    3201.0   323.1    guest set-up\n"
 	got, err := agentAnswer(trace)
 	if want := (191.0 + 3010.0 - 46.8) / 1000; err != nil || got != want {
 		t.Errorf("got %v, %v; want %v", got, err, want)
