@@ -10,7 +10,7 @@ CACHE   ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kata-build
 
 GO       := go
 MODULE   := $(shell awk '/^module / { print $$2 }' go.mod)
-HOST     := kata kata-runtime kata-proxy containerd-shim-kata-v2
+HOST     := kata kata-runtime kata-proxy kata-shim containerd-shim-kata-v2
 BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 STAMP    := -X $(MODULE)/internal/version.Version=$(VERSION)
 
@@ -105,8 +105,8 @@ protos: ## generate api/ again (needs protoc)
 # ../libexec/kata.
 install: build ## install into PREFIX (/usr/local), below DESTDIR
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/kata
-	for p in $(filter-out kata-proxy,$(HOST)); do install bin/$$p $(DESTDIR)$(PREFIX)/bin/ || exit; done
-	for p in kata-agent kata-proxy; do install bin/$$p $(DESTDIR)$(PREFIX)/libexec/kata/ || exit; done
+	for p in $(filter-out kata-proxy kata-shim,$(HOST)); do install bin/$$p $(DESTDIR)$(PREFIX)/bin/ || exit; done
+	for p in kata-agent kata-proxy kata-shim; do install bin/$$p $(DESTDIR)$(PREFIX)/libexec/kata/ || exit; done
 
 uninstall: ## remove what install has put into PREFIX
 	rm -f $(HOST:%=$(DESTDIR)$(PREFIX)/bin/%)

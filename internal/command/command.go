@@ -55,6 +55,8 @@ type Program struct {
 	// Root makes the tree of commands. release gives SIGINT and SIGTERM, which
 	// else end the command's context, to a command that handles them itself.
 	Root func(release func()) *cobra.Command
+	// Told gets the text of a failure, for a log; nil: there is none.
+	Told func(text string)
 	// Code is the exit code for a failure of the given verb.
 	Code func(verb string) int
 }
@@ -82,6 +84,9 @@ func (p Program) Main(args []string) int {
 	text, code := err.Error(), 0
 	if c, ok := Interrupted(ctx); ok {
 		text, code = interruption(verb.Name(), text), c
+	}
+	if p.Told != nil {
+		p.Told(printable.Text(text, maxLine))
 	}
 	// Names in images, and what registries answer, are part of errors.
 	for i, line := range strings.Split(text, "\n") {

@@ -27,7 +27,7 @@ const (
 )
 
 // Run runs hooks in order, with the container's state on their standard input,
-// in the mount namespace mounts. The first that fails ends it; the error has
+// in the mount namespace mounts; nil is the caller's. The first that fails ends it; the error has
 // what it printed, quoted.
 func Run(ctx context.Context, mounts *os.File, hooks []specs.Hook, state specs.State) error {
 	if len(hooks) == 0 {
@@ -54,6 +54,9 @@ func Run(ctx context.Context, mounts *os.File, hooks []specs.Hook, state specs.S
 
 // enter puts the calling thread into a mount namespace.
 func enter(ns *os.File) error {
+	if ns == nil {
+		return nil
+	}
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("leave the process's file system state: %w", err)
 	}

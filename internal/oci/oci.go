@@ -14,21 +14,28 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// app is what every command needs.
 // noConfig annotates commands that do without a configuration, or read it
 // themselves.
 const noConfig = "noconfig"
 
+// defaultRoot is where the containers are of who names no root.
+const defaultRoot = "/run/kata-runtime"
+
+// app is what every command needs.
 type app struct {
 	conf       config.Config
 	configPath string
+	root       string
+	rootGiven  bool
+	log        logFile
 	out        io.Writer
 	errOut     io.Writer
 }
 
 // Main runs the program and returns its exit code.
 func Main(args []string) int {
-	p := command.Program{Name: "kata-runtime", Root: newRoot, Code: func(verb string) int {
+	a := &app{out: os.Stdout, errOut: os.Stderr}
+	p := command.Program{Name: "kata-runtime", Root: a.newRoot, Told: a.log.failure, Code: func(verb string) int {
 		if verb == "exec" {
 			return command.Failed // as `kata exec`: 1 may be the command's own
 		}
@@ -39,13 +46,17 @@ func Main(args []string) int {
 
 // newRoot builds the command tree. release gives signals back to a command
 // that handles them itself.
-func newRoot(release func()) *cobra.Command {
-	a := &app{out: os.Stdout, errOut: os.Stderr}
+func (a *app) newRoot(release func()) *cobra.Command {
+	var rootless string
 	root := &cobra.Command{
 		Use:     "kata-runtime",
 		Version: version.String(),
 		Short:   "OCI runtime that runs containers in virtual machines",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			a.rootGiven = cmd.Flags().Changed("root")
+			if err := checkRootless(rootless); err != nil {
+				return err
+			}
 			if cmd.Annotations[noConfig] != "" {
 				return nil
 			}
@@ -62,6 +73,16 @@ func newRoot(release func()) *cobra.Command {
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default "+config.File+")")
 	root.PersistentFlags().StringVar(&a.configPath, "kata-config", "", "the same as --config")
 	_ = root.PersistentFlags().MarkHidden("kata-config")
+	f := root.PersistentFlags()
+	f.StringVar(&a.root, "root", defaultRoot, "`directory` of the state of containers")
+	f.StringVar(&a.log.path, "log", "", "append errors to this `file`, too")
+	f.StringVar(&a.log.format, "log-format", "text", "its format: text or json")
+	f.StringVar(&rootless, "rootless", "auto", "refused if true: virtual machines need root on the host")
+	f.Bool("debug", false, "accepted; runtime.debug of the configuration is what counts")
+	f.Bool("systemd-cgroup", false, "accepted: cgroups paths are understood in both forms")
+	f.String("criu", "", "accepted: there are no checkpoints")
+	_ = f.MarkHidden("criu")
+	root.AddCommand(a.createCommand(), a.startCommand(), a.stateCommand(), a.killCommand(), a.deleteCommand())
 	root.AddCommand(a.runCommand(release), a.listCommand(), a.execCommand(release), a.consoleCommand(), a.logsCommand(), a.traceCommand(),
 		a.checkCommand(), a.envCommand(), a.versionCommand())
 	return root

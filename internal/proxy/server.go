@@ -163,7 +163,8 @@ func (s *server) Boot(ctx context.Context, r *proxyv1.BootRequest) (*proxyv1.Boo
 		}
 	}
 	if err := s.sb.Boot(ctx, sandbox.BootOptions{
-		Hostname: r.GetHostname(), NetNS: netns, Resources: &res, Sysctls: r.GetSysctls(), ShmBytes: r.GetShmBytes(),
+		Hostname: r.GetHostname(), NetNS: netns, LateNetwork: r.GetLateNetwork(), Resources: &res, Sysctls: r.GetSysctls(),
+		ShmBytes: r.GetShmBytes(), CgroupParent: r.GetCgroupParent(),
 	}); err != nil {
 		return nil, operator.Refuse(err)
 	}
@@ -183,6 +184,13 @@ func (s *server) Create(ctx context.Context, r *proxyv1.CreateRequest) (*proxyv1
 	o := sandbox.ContainerOptions{
 		ID: r.GetId(), Bundle: r.GetBundle(),
 		Stdio: sandbox.Stdio{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr()},
+		UID:   r.GetUid(), NoHooks: r.GetOwnHooks(),
+	}
+	if r.GetOwnHooks() { // an engine's, which names namespaces by what it was told
+		o.PIDs = map[int]string{}
+		for pid, id := range r.GetPids() {
+			o.PIDs[int(pid)] = id
+		}
 	}
 	for _, m := range r.GetRootfs() {
 		o.Rootfs = append(o.Rootfs, sandbox.RootfsMount{Type: m.GetType(), Source: m.GetSource(), Options: m.GetOptions()})

@@ -46,7 +46,13 @@ type BootRequest struct {
 	// A CNI network that the proxy sets up in a netns of its own; excludes netns.
 	Cni *CNI `protobuf:"bytes,7,opt,name=cni,proto3" json:"cni,omitempty"`
 	// Directories that belong to the sandbox and are removed when it ends.
-	OwnedDirs     []string `protobuf:"bytes,8,rep,name=owned_dirs,json=ownedDirs,proto3" json:"owned_dirs,omitempty"`
+	OwnedDirs []string `protobuf:"bytes,8,rep,name=owned_dirs,json=ownedDirs,proto3" json:"owned_dirs,omitempty"`
+	// End the sandbox when the last of its containers has been deleted.
+	EndWithLastContainer bool `protobuf:"varint,9,opt,name=end_with_last_container,json=endWithLastContainer,proto3" json:"end_with_last_container,omitempty"`
+	// The namespace may be filled as late as before the first container starts.
+	LateNetwork bool `protobuf:"varint,10,opt,name=late_network,json=lateNetwork,proto3" json:"late_network,omitempty"`
+	// Overrides the configuration's, empty: as configured.
+	CgroupParent  string `protobuf:"bytes,11,opt,name=cgroup_parent,json=cgroupParent,proto3" json:"cgroup_parent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -135,6 +141,27 @@ func (x *BootRequest) GetOwnedDirs() []string {
 		return x.OwnedDirs
 	}
 	return nil
+}
+
+func (x *BootRequest) GetEndWithLastContainer() bool {
+	if x != nil {
+		return x.EndWithLastContainer
+	}
+	return false
+}
+
+func (x *BootRequest) GetLateNetwork() bool {
+	if x != nil {
+		return x.LateNetwork
+	}
+	return false
+}
+
+func (x *BootRequest) GetCgroupParent() string {
+	if x != nil {
+		return x.CgroupParent
+	}
+	return ""
 }
 
 type CNI struct {
@@ -414,7 +441,14 @@ type CreateRequest struct {
 	// Write stdout and stderr to this log file instead of streams.
 	LogPath string `protobuf:"bytes,7,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
 	// When the init process has ended, write its WaitResponse here, as JSON.
-	ExitPath      string `protobuf:"bytes,8,opt,name=exit_path,json=exitPath,proto3" json:"exit_path,omitempty"`
+	ExitPath string `protobuf:"bytes,8,opt,name=exit_path,json=exitPath,proto3" json:"exit_path,omitempty"`
+	// The hooks of the spec are run by the caller.
+	OwnHooks bool `protobuf:"varint,9,opt,name=own_hooks,json=ownHooks,proto3" json:"own_hooks,omitempty"`
+	// What the caller's caller was told as process ids of containers, by which
+	// its specs name their namespaces.
+	Pids map[int64]string `protobuf:"bytes,10,rep,name=pids,proto3" json:"pids,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// User of the caller, for listings.
+	Uid           uint32 `protobuf:"varint,11,opt,name=uid,proto3" json:"uid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -503,6 +537,27 @@ func (x *CreateRequest) GetExitPath() string {
 		return x.ExitPath
 	}
 	return ""
+}
+
+func (x *CreateRequest) GetOwnHooks() bool {
+	if x != nil {
+		return x.OwnHooks
+	}
+	return false
+}
+
+func (x *CreateRequest) GetPids() map[int64]string {
+	if x != nil {
+		return x.Pids
+	}
+	return nil
+}
+
+func (x *CreateRequest) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
 }
 
 type CreateResponse struct {
@@ -870,9 +925,12 @@ func (*SignalResponse) Descriptor() ([]byte, []int) {
 }
 
 type WaitRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
-	Exec          string                 `protobuf:"bytes,2,opt,name=exec,proto3" json:"exec,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Container string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Exec      string                 `protobuf:"bytes,2,opt,name=exec,proto3" json:"exec,omitempty"`
+	// The caller stands for the process: if it goes before the process has ended,
+	// the process is killed, and an exec removed.
+	Hold          bool `protobuf:"varint,3,opt,name=hold,proto3" json:"hold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -919,6 +977,13 @@ func (x *WaitRequest) GetExec() string {
 		return x.Exec
 	}
 	return ""
+}
+
+func (x *WaitRequest) GetHold() bool {
+	if x != nil {
+		return x.Hold
+	}
+	return false
 }
 
 type WaitResponse struct {
@@ -1148,7 +1213,9 @@ func (x *DeleteRequest) GetExec() string {
 }
 
 type DeleteResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It was the last container, and the sandbox ends.
+	Ending        bool `protobuf:"varint,1,opt,name=ending,proto3" json:"ending,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1181,6 +1248,13 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
 	return file_proxy_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DeleteResponse) GetEnding() bool {
+	if x != nil {
+		return x.Ending
+	}
+	return false
 }
 
 type PauseRequest struct {
@@ -2034,7 +2108,7 @@ var File_proxy_proto protoreflect.FileDescriptor
 
 const file_proxy_proto_rawDesc = "" +
 	"\n" +
-	"\vproxy.proto\x12\rkata.proxy.v1\"\xf7\x02\n" +
+	"\vproxy.proto\x12\rkata.proxy.v1\"\xf6\x03\n" +
 	"\vBootRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x1c\n" +
@@ -2044,7 +2118,11 @@ const file_proxy_proto_rawDesc = "" +
 	"\x18end_with_first_container\x18\x06 \x01(\bR\x15endWithFirstContainer\x12$\n" +
 	"\x03cni\x18\a \x01(\v2\x12.kata.proxy.v1.CNIR\x03cni\x12\x1d\n" +
 	"\n" +
-	"owned_dirs\x18\b \x03(\tR\townedDirs\x1a:\n" +
+	"owned_dirs\x18\b \x03(\tR\townedDirs\x125\n" +
+	"\x17end_with_last_container\x18\t \x01(\bR\x14endWithLastContainer\x12!\n" +
+	"\flate_network\x18\n" +
+	" \x01(\bR\vlateNetwork\x12#\n" +
+	"\rcgroup_parent\x18\v \x01(\tR\fcgroupParent\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
@@ -2066,7 +2144,7 @@ const file_proxy_proto_rawDesc = "" +
 	"\vRootfsMount\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
-	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xe9\x01\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\"\x8d\x03\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x122\n" +
@@ -2075,7 +2153,14 @@ const file_proxy_proto_rawDesc = "" +
 	"\x06stdout\x18\x05 \x01(\bR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x06 \x01(\bR\x06stderr\x12\x19\n" +
 	"\blog_path\x18\a \x01(\tR\alogPath\x12\x1b\n" +
-	"\texit_path\x18\b \x01(\tR\bexitPath\"\"\n" +
+	"\texit_path\x18\b \x01(\tR\bexitPath\x12\x1b\n" +
+	"\town_hooks\x18\t \x01(\bR\bownHooks\x12:\n" +
+	"\x04pids\x18\n" +
+	" \x03(\v2&.kata.proxy.v1.CreateRequest.PidsEntryR\x04pids\x12\x10\n" +
+	"\x03uid\x18\v \x01(\rR\x03uid\x1a7\n" +
+	"\tPidsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x03R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\"\n" +
 	"\x0eCreateResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x9f\x01\n" +
 	"\vExecRequest\x12\x1c\n" +
@@ -2096,10 +2181,11 @@ const file_proxy_proto_rawDesc = "" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\x12\x16\n" +
 	"\x06signal\x18\x03 \x01(\rR\x06signal\x12\x10\n" +
 	"\x03all\x18\x04 \x01(\bR\x03all\"\x10\n" +
-	"\x0eSignalResponse\"?\n" +
+	"\x0eSignalResponse\"S\n" +
 	"\vWaitRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
-	"\x04exec\x18\x02 \x01(\tR\x04exec\"\x7f\n" +
+	"\x04exec\x18\x02 \x01(\tR\x04exec\x12\x12\n" +
+	"\x04hold\x18\x03 \x01(\bR\x04hold\"\x7f\n" +
 	"\fWaitResponse\x12\x1b\n" +
 	"\texit_code\x18\x01 \x01(\rR\bexitCode\x12\x1b\n" +
 	"\texited_at\x18\x02 \x01(\x03R\bexitedAt\x12\x1d\n" +
@@ -2114,8 +2200,9 @@ const file_proxy_proto_rawDesc = "" +
 	"\x0eResizeResponse\"A\n" +
 	"\rDeleteRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
-	"\x04exec\x18\x02 \x01(\tR\x04exec\"\x10\n" +
-	"\x0eDeleteResponse\",\n" +
+	"\x04exec\x18\x02 \x01(\tR\x04exec\"(\n" +
+	"\x0eDeleteResponse\x12\x16\n" +
+	"\x06ending\x18\x01 \x01(\bR\x06ending\",\n" +
 	"\fPauseRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\"\x0f\n" +
 	"\rPauseResponse\"-\n" +
@@ -2190,7 +2277,7 @@ func file_proxy_proto_rawDescGZIP() []byte {
 	return file_proxy_proto_rawDescData
 }
 
-var file_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_proxy_proto_goTypes = []any{
 	(*BootRequest)(nil),       // 0: kata.proxy.v1.BootRequest
 	(*CNI)(nil),               // 1: kata.proxy.v1.CNI
@@ -2230,51 +2317,53 @@ var file_proxy_proto_goTypes = []any{
 	(*ConsoleRequest)(nil),    // 35: kata.proxy.v1.ConsoleRequest
 	(*ConsoleResponse)(nil),   // 36: kata.proxy.v1.ConsoleResponse
 	nil,                       // 37: kata.proxy.v1.BootRequest.SysctlsEntry
+	nil,                       // 38: kata.proxy.v1.CreateRequest.PidsEntry
 }
 var file_proxy_proto_depIdxs = []int32{
 	37, // 0: kata.proxy.v1.BootRequest.sysctls:type_name -> kata.proxy.v1.BootRequest.SysctlsEntry
 	1,  // 1: kata.proxy.v1.BootRequest.cni:type_name -> kata.proxy.v1.CNI
 	2,  // 2: kata.proxy.v1.CNI.ports:type_name -> kata.proxy.v1.PortMapping
 	4,  // 3: kata.proxy.v1.CreateRequest.rootfs:type_name -> kata.proxy.v1.RootfsMount
-	33, // 4: kata.proxy.v1.TraceResponse.starts:type_name -> kata.proxy.v1.TraceStart
-	34, // 5: kata.proxy.v1.TraceStart.phases:type_name -> kata.proxy.v1.TracePhase
-	0,  // 6: kata.proxy.v1.Proxy.Boot:input_type -> kata.proxy.v1.BootRequest
-	5,  // 7: kata.proxy.v1.Proxy.Create:input_type -> kata.proxy.v1.CreateRequest
-	7,  // 8: kata.proxy.v1.Proxy.Exec:input_type -> kata.proxy.v1.ExecRequest
-	9,  // 9: kata.proxy.v1.Proxy.Start:input_type -> kata.proxy.v1.StartRequest
-	11, // 10: kata.proxy.v1.Proxy.Signal:input_type -> kata.proxy.v1.SignalRequest
-	13, // 11: kata.proxy.v1.Proxy.Wait:input_type -> kata.proxy.v1.WaitRequest
-	15, // 12: kata.proxy.v1.Proxy.Resize:input_type -> kata.proxy.v1.ResizeRequest
-	17, // 13: kata.proxy.v1.Proxy.Delete:input_type -> kata.proxy.v1.DeleteRequest
-	19, // 14: kata.proxy.v1.Proxy.Pause:input_type -> kata.proxy.v1.PauseRequest
-	21, // 15: kata.proxy.v1.Proxy.Resume:input_type -> kata.proxy.v1.ResumeRequest
-	23, // 16: kata.proxy.v1.Proxy.Update:input_type -> kata.proxy.v1.UpdateRequest
-	25, // 17: kata.proxy.v1.Proxy.Stats:input_type -> kata.proxy.v1.StatsRequest
-	27, // 18: kata.proxy.v1.Proxy.Processes:input_type -> kata.proxy.v1.ProcessesRequest
-	29, // 19: kata.proxy.v1.Proxy.Shutdown:input_type -> kata.proxy.v1.ShutdownRequest
-	31, // 20: kata.proxy.v1.Proxy.Trace:input_type -> kata.proxy.v1.TraceRequest
-	35, // 21: kata.proxy.v1.Proxy.Console:input_type -> kata.proxy.v1.ConsoleRequest
-	3,  // 22: kata.proxy.v1.Proxy.Boot:output_type -> kata.proxy.v1.BootResponse
-	6,  // 23: kata.proxy.v1.Proxy.Create:output_type -> kata.proxy.v1.CreateResponse
-	8,  // 24: kata.proxy.v1.Proxy.Exec:output_type -> kata.proxy.v1.ExecResponse
-	10, // 25: kata.proxy.v1.Proxy.Start:output_type -> kata.proxy.v1.StartResponse
-	12, // 26: kata.proxy.v1.Proxy.Signal:output_type -> kata.proxy.v1.SignalResponse
-	14, // 27: kata.proxy.v1.Proxy.Wait:output_type -> kata.proxy.v1.WaitResponse
-	16, // 28: kata.proxy.v1.Proxy.Resize:output_type -> kata.proxy.v1.ResizeResponse
-	18, // 29: kata.proxy.v1.Proxy.Delete:output_type -> kata.proxy.v1.DeleteResponse
-	20, // 30: kata.proxy.v1.Proxy.Pause:output_type -> kata.proxy.v1.PauseResponse
-	22, // 31: kata.proxy.v1.Proxy.Resume:output_type -> kata.proxy.v1.ResumeResponse
-	24, // 32: kata.proxy.v1.Proxy.Update:output_type -> kata.proxy.v1.UpdateResponse
-	26, // 33: kata.proxy.v1.Proxy.Stats:output_type -> kata.proxy.v1.StatsResponse
-	28, // 34: kata.proxy.v1.Proxy.Processes:output_type -> kata.proxy.v1.ProcessesResponse
-	30, // 35: kata.proxy.v1.Proxy.Shutdown:output_type -> kata.proxy.v1.ShutdownResponse
-	32, // 36: kata.proxy.v1.Proxy.Trace:output_type -> kata.proxy.v1.TraceResponse
-	36, // 37: kata.proxy.v1.Proxy.Console:output_type -> kata.proxy.v1.ConsoleResponse
-	22, // [22:38] is the sub-list for method output_type
-	6,  // [6:22] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	38, // 4: kata.proxy.v1.CreateRequest.pids:type_name -> kata.proxy.v1.CreateRequest.PidsEntry
+	33, // 5: kata.proxy.v1.TraceResponse.starts:type_name -> kata.proxy.v1.TraceStart
+	34, // 6: kata.proxy.v1.TraceStart.phases:type_name -> kata.proxy.v1.TracePhase
+	0,  // 7: kata.proxy.v1.Proxy.Boot:input_type -> kata.proxy.v1.BootRequest
+	5,  // 8: kata.proxy.v1.Proxy.Create:input_type -> kata.proxy.v1.CreateRequest
+	7,  // 9: kata.proxy.v1.Proxy.Exec:input_type -> kata.proxy.v1.ExecRequest
+	9,  // 10: kata.proxy.v1.Proxy.Start:input_type -> kata.proxy.v1.StartRequest
+	11, // 11: kata.proxy.v1.Proxy.Signal:input_type -> kata.proxy.v1.SignalRequest
+	13, // 12: kata.proxy.v1.Proxy.Wait:input_type -> kata.proxy.v1.WaitRequest
+	15, // 13: kata.proxy.v1.Proxy.Resize:input_type -> kata.proxy.v1.ResizeRequest
+	17, // 14: kata.proxy.v1.Proxy.Delete:input_type -> kata.proxy.v1.DeleteRequest
+	19, // 15: kata.proxy.v1.Proxy.Pause:input_type -> kata.proxy.v1.PauseRequest
+	21, // 16: kata.proxy.v1.Proxy.Resume:input_type -> kata.proxy.v1.ResumeRequest
+	23, // 17: kata.proxy.v1.Proxy.Update:input_type -> kata.proxy.v1.UpdateRequest
+	25, // 18: kata.proxy.v1.Proxy.Stats:input_type -> kata.proxy.v1.StatsRequest
+	27, // 19: kata.proxy.v1.Proxy.Processes:input_type -> kata.proxy.v1.ProcessesRequest
+	29, // 20: kata.proxy.v1.Proxy.Shutdown:input_type -> kata.proxy.v1.ShutdownRequest
+	31, // 21: kata.proxy.v1.Proxy.Trace:input_type -> kata.proxy.v1.TraceRequest
+	35, // 22: kata.proxy.v1.Proxy.Console:input_type -> kata.proxy.v1.ConsoleRequest
+	3,  // 23: kata.proxy.v1.Proxy.Boot:output_type -> kata.proxy.v1.BootResponse
+	6,  // 24: kata.proxy.v1.Proxy.Create:output_type -> kata.proxy.v1.CreateResponse
+	8,  // 25: kata.proxy.v1.Proxy.Exec:output_type -> kata.proxy.v1.ExecResponse
+	10, // 26: kata.proxy.v1.Proxy.Start:output_type -> kata.proxy.v1.StartResponse
+	12, // 27: kata.proxy.v1.Proxy.Signal:output_type -> kata.proxy.v1.SignalResponse
+	14, // 28: kata.proxy.v1.Proxy.Wait:output_type -> kata.proxy.v1.WaitResponse
+	16, // 29: kata.proxy.v1.Proxy.Resize:output_type -> kata.proxy.v1.ResizeResponse
+	18, // 30: kata.proxy.v1.Proxy.Delete:output_type -> kata.proxy.v1.DeleteResponse
+	20, // 31: kata.proxy.v1.Proxy.Pause:output_type -> kata.proxy.v1.PauseResponse
+	22, // 32: kata.proxy.v1.Proxy.Resume:output_type -> kata.proxy.v1.ResumeResponse
+	24, // 33: kata.proxy.v1.Proxy.Update:output_type -> kata.proxy.v1.UpdateResponse
+	26, // 34: kata.proxy.v1.Proxy.Stats:output_type -> kata.proxy.v1.StatsResponse
+	28, // 35: kata.proxy.v1.Proxy.Processes:output_type -> kata.proxy.v1.ProcessesResponse
+	30, // 36: kata.proxy.v1.Proxy.Shutdown:output_type -> kata.proxy.v1.ShutdownResponse
+	32, // 37: kata.proxy.v1.Proxy.Trace:output_type -> kata.proxy.v1.TraceResponse
+	36, // 38: kata.proxy.v1.Proxy.Console:output_type -> kata.proxy.v1.ConsoleResponse
+	23, // [23:39] is the sub-list for method output_type
+	7,  // [7:23] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_proxy_proto_init() }
@@ -2288,7 +2377,7 @@ func file_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proxy_proto_rawDesc), len(file_proxy_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,68 @@
+package oci
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/seed-efd44b36/kata/internal/oci/record"
+)
+
+// The annotations by which engines tell that a container belongs to a pod.
+const (
+	crioType      = "io.kubernetes.cri-o.ContainerType" // "sandbox" or "container"
+	crioSandboxID = "io.kubernetes.cri-o.SandboxID"
+	criSandboxID  = "io.kubernetes.cri.sandbox-id"
+	// manager is the engine's name: Podman writes CRI-O's annotations, too, and for
+	// a pod without an infra container the pod's id, which is no container's.
+	manager = "io.container.manager"
+	libpod  = "libpod"
+)
+
+// leaderOf is a container whose sandbox another one is to join: that which its
+// annotations name, or one of whose namespaces it is to share, as these are in a
+// virtual machine. Nil: it is to have a sandbox of its own.
+func (a *app) leaderOf(id string, sp *specs.Spec) (*record.Record, error) {
+	named := ""
+	switch an := sp.Annotations; {
+	case an[crioType] == "container":
+		named = an[crioSandboxID]
+	case an[podType] == "container":
+		named = an[criSandboxID]
+	}
+	if named != "" && named != id {
+		rec, err := a.containers().Read(named)
+		if err == nil {
+			return &rec, nil
+		}
+		if sp.Annotations[manager] != libpod {
+			return nil, fmt.Errorf("the pod sandbox %s of container %s: %w", named, id, err)
+		}
+	}
+	return a.sharedWith(sp)
+}
+
+// sharedWith is a container of whose kata-shim the spec names a namespace.
+func (a *app) sharedWith(sp *specs.Spec) (*record.Record, error) {
+	pids := map[int]bool{}
+	if sp.Linux != nil {
+		for _, ns := range sp.Linux.Namespaces {
+			rest, ok := strings.CutPrefix(ns.Path, "/proc/")
+			number, _, _ := strings.Cut(rest, "/")
+			if pid, err := strconv.Atoi(number); ok && err == nil {
+				pids[pid] = true
+			}
+		}
+	}
+	if len(pids) == 0 {
+		return nil, nil //nolint:nilnil // nil is the value for none
+	}
+	list, err := a.containers().List()
+	for _, r := range list {
+		if pids[r.Shim.PID] && r.Shim.Alive() {
+			return &r, nil
+		}
+	}
+	return nil, err
+}
