@@ -29,6 +29,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
 	"github.com/seed-efd44b36/kata/internal/agent/module"
 	"github.com/seed-efd44b36/kata/internal/agent/network"
+	"github.com/seed-efd44b36/kata/internal/agent/pod"
 	"github.com/seed-efd44b36/kata/internal/agent/reap"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"golang.org/x/sys/unix"
@@ -56,7 +57,7 @@ type Agent struct {
 	reaper  *reap.Reaper
 	jailer  *jail.Jailer
 	groups  *cgroup.Hierarchy
-	network *network.Stack
+	pod     *pod.Pod
 	events  *events
 	debug   bool            // a debug shell is allowed
 	running chan struct{}   // closed when the first container runs
@@ -71,6 +72,7 @@ type Agent struct {
 	mu         sync.Mutex
 	ready      time.Duration         // guarded by mu; when the link could be used
 	sandbox    string                // guarded by mu; id, empty before SetupSandbox
+	rehearsal  bool                  // guarded by mu; the sandbox is one, which Settle undoes
 	template   bool                  // guarded by mu; the guest has been settled
 	containers map[string]*container // guarded by mu; nil value: being created
 	// details of the guest, guarded by mu. Those of a template are found out once.
@@ -139,7 +141,7 @@ func run(started time.Duration) error {
 		log: logger, logs: logs, modules: modules,
 		reaper:  reap.New(),
 		groups:  &cgroup.Hierarchy{Root: cgroupRoot},
-		network: network.NewStack(logger),
+		pod:     &pod.Pod{Modules: modules, Network: network.NewStack(logger)},
 		events:  newEvents(),
 		debug:   cmdline.Get("kata.debug") != "",
 		life:    life,
@@ -211,7 +213,14 @@ func (a *Agent) prepare(ctx context.Context) {
 }
 
 // markRunning tells prepare that the first container runs.
-func (a *Agent) markRunning() { a.runOnce.Do(func() { close(a.running) }) }
+func (a *Agent) markRunning() {
+	a.mu.Lock()
+	rehearsal := a.rehearsal
+	a.mu.Unlock()
+	if !rehearsal {
+		a.runOnce.Do(func() { close(a.running) })
+	}
+}
 
 // uptime is the time since the kernel's start.
 func uptime() time.Duration {

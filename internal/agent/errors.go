@@ -8,6 +8,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
 	"github.com/seed-efd44b36/kata/internal/agent/mirror"
 	"github.com/seed-efd44b36/kata/internal/agent/network"
+	"github.com/seed-efd44b36/kata/internal/agent/pod"
 	"github.com/seed-efd44b36/kata/internal/agent/storage"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -39,6 +40,7 @@ func fail(err error) error {
 		{entropy.ErrInvalid, codes.InvalidArgument},
 		{mirror.ErrInvalid, codes.InvalidArgument},
 		{network.ErrInvalid, codes.InvalidArgument},
+		{pod.ErrInvalid, codes.InvalidArgument},
 		{storage.ErrInvalid, codes.InvalidArgument},
 		{jail.ErrUnsupported, codes.InvalidArgument},
 		{context.Canceled, codes.Canceled},

@@ -5,20 +5,13 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path"
-	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/agent/entropy"
-	"github.com/seed-efd44b36/kata/internal/agent/jail"
-	"github.com/seed-efd44b36/kata/internal/agent/module"
-	"github.com/seed-efd44b36/kata/internal/agent/storage"
-	"github.com/seed-efd44b36/kata/internal/timeline"
+	"github.com/seed-efd44b36/kata/internal/agent/pod"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -27,18 +20,11 @@ import (
 )
 
 const (
-	// shmPath is the /dev/shm that containers of a pod may share.
-	shmPath = "/run/kata/shm"
-	// defaultShm is its size in bytes when the host asks for none.
-	defaultShm = 64 << 20
 	// restartAfter is how long a guest that was shut down waits for its end.
 	restartAfter = time.Second
-	sysctlDir    = "/proc/sys/"
 	// minSeed in bytes is the entropy that a copy of a template needs: as much as the
 	// kernel's generator has.
 	minSeed = 32
-	// maxHostname is the kernel's limit.
-	maxHostname = 64
 )
 
 // Details implements the service.
@@ -103,7 +89,7 @@ func (a *Agent) SetupSandbox(ctx context.Context, r *agentv1.SetupSandboxRequest
 	a.mu.Lock()
 	taken, poor := a.sandbox, a.template && len(r.GetEntropy()) < minSeed
 	if taken == "" && !poor {
-		a.sandbox = r.GetId()
+		a.sandbox, a.rehearsal = r.GetId(), r.GetRehearsal()
 	}
 	a.mu.Unlock()
 	switch {
@@ -116,135 +102,27 @@ func (a *Agent) SetupSandbox(ctx context.Context, r *agentv1.SetupSandboxRequest
 		return nil, status.Errorf(codes.FailedPrecondition, "this guest is sandbox %q", taken)
 	}
 	ctx, tell := steps(ctx)
-	if err := a.setup(ctx, r); err != nil {
+	if err := a.pod.Setup(ctx, r); err != nil {
 		return nil, fail(err)
 	}
 	a.log.Debug("sandbox is set up", "sandbox", r.GetId())
 	return &agentv1.SetupSandboxResponse{Steps: tell()}, nil
 }
 
-func (a *Agent) setup(ctx context.Context, r *agentv1.SetupSandboxRequest) error {
-	// First of all, before anything draws random numbers or looks at a clock.
-	end := timeline.Step(ctx, "entropy and clock")
-	if len(r.GetEntropy()) > 0 {
-		if err := entropy.Add(r.GetEntropy()); err != nil {
-			return err
-		}
-	}
-	if r.GetTimeUnixNs() != 0 {
-		if err := setTime(r.GetTimeUnixNs()); err != nil {
-			return err
-		}
-	}
-	end()
-	if h := r.GetHostname(); h != "" {
-		if len(h) > maxHostname {
-			return fmt.Errorf("host name of %d bytes, at most %d: %w", len(h), maxHostname, errInvalid)
-		}
-		if err := unix.Sethostname([]byte(h)); err != nil {
-			return fmt.Errorf("set host name: %w", err)
-		}
-	}
-	size := r.GetShmBytes()
-	if size == 0 {
-		size = defaultShm
-	}
-	shm := &agentv1.Storage{
-		Driver: "tmpfs", Source: "shm", Target: shmPath, Fstype: "tmpfs",
-		Options: []string{"nosuid", "nodev", "noexec", "mode=1777", "size=" + strconv.FormatUint(size, 10)},
-	}
-	end = timeline.Step(ctx, "mounts")
-	for _, st := range append([]*agentv1.Storage{shm}, r.GetStorages()...) {
-		if err := storage.Mount(ctx, a.modules, st); err != nil {
-			return err
-		}
-	}
-	end()
-	end = timeline.Step(ctx, "network")
-	if err := a.updateNetwork(ctx, r.GetNetwork()); err != nil {
-		return err
-	}
-	end()
-	return setSysctls(r.GetSysctls())
-}
-
-// setSysctls sets sysctls of the guest's network and IPC namespaces, which are the
-// pod's.
-func setSysctls(values map[string]string) error {
-	keys := make([]string, 0, len(values))
-	for k := range values {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	for _, k := range keys {
-		file, err := sysctlFile(k)
-		if err != nil {
-			return err
-		}
-		if name := strings.TrimPrefix(file, sysctlDir); !strings.HasPrefix(name, "net/") && !jail.IPCSysctl(name) {
-			return fmt.Errorf("sysctl %s is not of the network or IPC: %w", k, errInvalid)
-		}
-		if err := os.WriteFile(file, []byte(values[k]), 0); err != nil {
-			return fmt.Errorf("set sysctl %s: %w", k, err)
-		}
-	}
-	return nil
-}
-
-// sysctlFile returns the file of a sysctl. As with sysctl(8), if the first
-// separator is a slash then slashes separate and dots are part of names.
-func sysctlFile(key string) (string, error) {
-	rel := key
-	if dot, slash := strings.IndexByte(key, '.'), strings.IndexByte(key, '/'); slash < 0 || dot >= 0 && dot < slash {
-		rel = strings.Map(func(r rune) rune {
-			switch r {
-			case '.':
-				return '/'
-			case '/':
-				return '.'
-			}
-			return r
-		}, key)
-	}
-	if !filepath.IsLocal(rel) || path.Clean(rel) != rel {
-		return "", fmt.Errorf("sysctl %q: %w", key, errInvalid)
-	}
-	return sysctlDir + rel, nil
-}
-
 // UpdateNetwork implements the service.
 func (a *Agent) UpdateNetwork(ctx context.Context, r *agentv1.UpdateNetworkRequest) (*agentv1.UpdateNetworkResponse, error) {
-	if err := a.updateNetwork(ctx, r.GetNetwork()); err != nil {
+	if err := a.pod.UpdateNetwork(ctx, r.GetNetwork()); err != nil {
 		return nil, fail(err)
 	}
 	return &agentv1.UpdateNetworkResponse{}, nil
 }
 
-// updateNetwork loads the drivers of interfaces, if there is any use for them,
-// and applies n.
-func (a *Agent) updateNetwork(ctx context.Context, n *agentv1.Network) error {
-	if len(n.GetInterfaces()) > 0 {
-		if err := a.modules.LoadPhase(module.PhaseNet); err != nil {
-			return err
-		}
-	}
-	return a.network.Apply(ctx, n)
-}
-
 // SetTime implements the service.
 func (a *Agent) SetTime(_ context.Context, r *agentv1.SetTimeRequest) (*agentv1.SetTimeResponse, error) {
-	if err := setTime(r.GetUnixNs()); err != nil {
+	if err := pod.SetTime(r.GetUnixNs()); err != nil {
 		return nil, fail(err)
 	}
 	return &agentv1.SetTimeResponse{}, nil
-}
-
-func setTime(ns int64) error {
-	t := unix.NsecToTimespec(ns)
-	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &t); err != nil {
-		return fmt.Errorf("set the clock to %v: %w", time.Unix(0, ns).UTC(), err)
-	}
-	return nil
 }
 
 // AddEntropy implements the service.

@@ -7,25 +7,44 @@ import (
 	"runtime"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
-	"github.com/seed-efd44b36/kata/internal/agent/disk"
-	"github.com/seed-efd44b36/kata/internal/agent/module"
 	"github.com/seed-efd44b36/kata/internal/agent/rehearsal"
 )
 
 // Settle implements the service.
 func (a *Agent) Settle(ctx context.Context, _ *agentv1.SettleRequest) (*agentv1.SettleResponse, error) {
-	a.mu.Lock()
-	taken := a.sandbox
-	a.template = a.template || taken == ""
-	a.mu.Unlock()
-	if taken != "" {
-		return nil, fail(fmt.Errorf("this guest is sandbox %q already: %w", taken, errState))
+	if err := a.endRehearsal(ctx); err != nil {
+		return nil, fail(err)
 	}
+	a.mu.Lock()
+	a.template = true
+	a.mu.Unlock()
 	if err := a.settle(ctx); err != nil {
 		return nil, fail(fmt.Errorf("settle: %w", err))
 	}
 	a.log.Info("the guest is settled")
 	return &agentv1.SettleResponse{}, nil
+}
+
+// endRehearsal undoes the sandbox that was one, or fails if it was none.
+func (a *Agent) endRehearsal(ctx context.Context) error {
+	a.mu.Lock()
+	taken, rehearsal, containers := a.sandbox, a.rehearsal, len(a.containers)
+	a.mu.Unlock()
+	switch {
+	case taken == "":
+		return nil
+	case !rehearsal:
+		return fmt.Errorf("this guest is sandbox %q already: %w", taken, errState)
+	case containers > 0:
+		return fmt.Errorf("the rehearsal has %d containers still: %w", containers, errState)
+	}
+	if err := a.pod.Undo(ctx); err != nil {
+		return fmt.Errorf("end the rehearsal: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sandbox, a.rehearsal = "", false
+	return nil
 }
 
 // settle brings about that all which a sandbox may need early is there.
@@ -38,7 +57,7 @@ func (a *Agent) settle(ctx context.Context) error {
 	if a.prepareErr != nil {
 		return a.prepareErr
 	}
-	err := errors.Join(a.modules.LoadPhase(module.PhaseNet), disk.Load(a.modules), rehearsal.Messages(), a.rehearse(ctx),
+	err := errors.Join(a.pod.Prepare(), rehearsal.Messages(), a.rehearse(ctx),
 		a.jailer.Rehearse(ctx), a.groups.Prepare())
 	if err != nil {
 		return err

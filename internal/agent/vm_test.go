@@ -5,6 +5,7 @@ package agent_test
 import (
 	"context"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,11 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/ttrpc"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/fileserver"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
-	"github.com/seed-efd44b36/kata/internal/link"
+	guestlink "github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"github.com/seed-efd44b36/kata/internal/vmm/qemu"
 )
@@ -25,13 +25,16 @@ import (
 // machine may be busy.
 const patience = 2 * time.Minute
 
+// memoryMiB is the guest's memory.
+const memoryMiB = 256
+
 // nicMAC is the hardware address of the guest's interface.
 const nicMAC = "02:00:00:12:34:56"
 
 // guest is a machine with the agent in it, set up as a sandbox.
 type guest struct {
 	machine vmm.Machine
-	link    link.Opener
+	link    *guestlink.Guest
 	agent   agentv1.AgentService
 	shared  string // the shared directory on the host
 }
@@ -76,11 +79,18 @@ func within(t *testing.T) context.Context {
 // boot starts a guest and connects to its agent.
 func boot(t *testing.T) *guest {
 	t.Helper()
+	img := image(t)
+	return start(t, img, nil, nil)
+}
+
+// start starts a machine and connects to its agent: one that boots, with a file as
+// its memory if there is one, or a copy of a saved one.
+func start(t *testing.T, img guestimage.Image, memory, state *os.File) *guest {
+	t.Helper()
 	binary, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
 		t.Skip("qemu-system-x86_64 is not installed")
 	}
-	img := image(t)
 	g := &guest{shared: t.TempDir()}
 	if err := os.Chmod(g.shared, 0o755); err != nil {
 		t.Fatal(err)
@@ -103,17 +113,18 @@ func boot(t *testing.T) *guest {
 		Binary:      binary,
 		MachineType: "q35",
 		Accel:       vmm.AccelTCG,
-		CPUs:        1, MemoryMiB: 256,
+		CPUs:        1, MemoryMiB: memoryMiB,
 		Kernel: img.Kernel.VMLinux, Initrd: img.Initrd,
 		KernelParams: guestimage.KernelParams(img.Kernel, true) + " kata.log=debug",
 		Share:        vmm.Share{Tag: "kata", Server: files.Peer()},
 		NICs:         []vmm.NIC{{MAC: nicMAC}},
+		Memory:       memory, State: state,
 		Unprivileged: true,
 	}, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})))
 	if err != nil {
 		t.Fatal(err)
 	}
-	start := time.Now()
+	began := time.Now()
 	if err := g.machine.Start(within(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -129,21 +140,28 @@ func boot(t *testing.T) *guest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g.link, err = link.Client(within(t), conn); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { g.link.Close() })
-	rpc, err := g.link.Open(t.Context(), link.Header{Kind: link.KindRPC})
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := ttrpc.NewClient(rpc)
-	t.Cleanup(func() { client.Close() })
-	g.agent = agentv1.NewAgentClient(client)
-	d, err := g.agent.Details(within(t), &agentv1.DetailsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("first answer after %v: %v", time.Since(start).Round(time.Millisecond), d)
+	t.Cleanup(func() { conn.Close() })
+	g.machine = opened{g.machine, conn}
+	g.connect(t)
+	t.Logf("first answer after %v", time.Since(began).Round(time.Millisecond))
 	return g
 }
+
+// connect makes the link, also after the one before has been left.
+func (g *guest) connect(t *testing.T) {
+	t.Helper()
+	var err error
+	if g.link, err = guestlink.Connect(within(t), g.machine, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(g.link.Close)
+	g.agent = g.link.AgentService
+}
+
+// opened is a machine whose connection to the agent can be asked for again.
+type opened struct {
+	vmm.Machine
+	conn net.Conn
+}
+
+func (o opened) Agent(context.Context) (net.Conn, error) { return o.conn, nil }

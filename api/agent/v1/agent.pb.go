@@ -392,9 +392,12 @@ type SetupSandboxRequest struct {
 	ShmBytes uint64 `protobuf:"varint,5,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
 	// Sysctls of the sandbox's network namespace (net.*), which is the guest's, and
 	// of the guest's IPC namespace.
-	Sysctls       map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	TimeUnixNs    int64             `protobuf:"varint,7,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"`
-	Entropy       []byte            `protobuf:"bytes,8,opt,name=entropy,proto3" json:"entropy,omitempty"`
+	Sysctls    map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	TimeUnixNs int64             `protobuf:"varint,7,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"`
+	Entropy    []byte            `protobuf:"bytes,8,opt,name=entropy,proto3" json:"entropy,omitempty"`
+	// The sandbox is only tried out: Settle makes the guest what it was before. All
+	// that may be done to a sandbox may be done to this one.
+	Rehearsal     bool `protobuf:"varint,9,opt,name=rehearsal,proto3" json:"rehearsal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -483,6 +486,13 @@ func (x *SetupSandboxRequest) GetEntropy() []byte {
 		return x.Entropy
 	}
 	return nil
+}
+
+func (x *SetupSandboxRequest) GetRehearsal() bool {
+	if x != nil {
+		return x.Rehearsal
+	}
+	return false
 }
 
 type SetupSandboxResponse struct {
@@ -3739,7 +3749,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
 	"\x06target\x18\x03 \x01(\tR\x06target\x12\x16\n" +
 	"\x06fstype\x18\x04 \x01(\tR\x06fstype\x12\x18\n" +
-	"\aoptions\x18\x05 \x03(\tR\aoptions\"\x87\x03\n" +
+	"\aoptions\x18\x05 \x03(\tR\aoptions\"\xa5\x03\n" +
 	"\x13SetupSandboxRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x122\n" +
@@ -3749,7 +3759,8 @@ const file_agent_proto_rawDesc = "" +
 	"\asysctls\x18\x06 \x03(\v2/.kata.agent.v1.SetupSandboxRequest.SysctlsEntryR\asysctls\x12 \n" +
 	"\ftime_unix_ns\x18\a \x01(\x03R\n" +
 	"timeUnixNs\x12\x18\n" +
-	"\aentropy\x18\b \x01(\fR\aentropy\x1a:\n" +
+	"\aentropy\x18\b \x01(\fR\aentropy\x12\x1c\n" +
+	"\trehearsal\x18\t \x01(\bR\trehearsal\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"A\n" +

@@ -94,3 +94,36 @@ func (a *attic) take(device net.HardwareAddr) error {
 	}
 	return nil
 }
+
+// empty brings all devices back, with the names and MTUs that they had.
+func (a *attic) empty(born []rtnl.Link) error {
+	if a.ns == nil {
+		return nil
+	}
+	here, err := os.Open(ownNS)
+	if err != nil {
+		return err
+	}
+	defer here.Close()
+	return within(a.ns, func() error {
+		links, err := rtnl.Links()
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			at := slices.IndexFunc(born, func(b rtnl.Link) bool { return atticName(b.Device()) == l.Name })
+			if at < 0 {
+				continue // the namespace's own
+			}
+			if b := born[at]; l.MTU != b.MTU {
+				if err := rtnl.SetMTU(l.Index, b.MTU); err != nil {
+					return fmt.Errorf("set MTU of %s: %w", b.Name, err)
+				}
+			}
+			if err := rtnl.Move(l.Index, here, born[at].Name); err != nil {
+				return fmt.Errorf("bring %s back: %w", born[at].Name, err)
+			}
+		}
+		return nil
+	})
+}

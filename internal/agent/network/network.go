@@ -45,10 +45,12 @@ func LoopbackUp() error {
 // Stack is the guest's network as far as it is the host's doing. What else is in
 // there, containers have made, and it is left alone.
 type Stack struct {
-	log   *slog.Logger
-	turn  chan struct{} // holds a token while Apply is at work
-	have  state         // of whoever has put the token in
-	attic attic         // the same
+	log  *slog.Logger
+	turn chan struct{} // holds a token while Apply is at work
+	// Of whoever has put the token in:
+	have  state
+	attic attic
+	born  []rtnl.Link // as the kernel made them, once there was something to apply
 }
 
 // NewStack returns one with nothing in it.
@@ -87,7 +89,39 @@ func (s *Stack) Apply(ctx context.Context, n *agentv1.Network) error {
 	return nil
 }
 
+// Prepare makes ahead the place where idle devices go.
+func (s *Stack) Prepare() error {
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
+	return s.attic.open()
+}
+
+// Reset takes away all that Apply has made. The devices are those that they were
+// before the first one, down and without addresses.
+func (s *Stack) Reset(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.turn }()
+	if err := s.apply(ctx, nil); err != nil {
+		return err
+	}
+	if err := s.attic.empty(s.born); err != nil {
+		return fmt.Errorf("reset the network: %w", err)
+	}
+	s.born = nil
+	return nil
+}
+
 func (s *Stack) apply(ctx context.Context, n *agentv1.Network) error {
+	if s.born == nil && len(n.GetInterfaces())+len(n.GetIdle()) > 0 {
+		var err error
+		if s.born, err = rtnl.Links(); err != nil {
+			return err
+		}
+	}
 	want, err := s.parse(ctx, n)
 	if err != nil {
 		return err
@@ -151,7 +185,7 @@ func (s *Stack) find(ctx context.Context, device net.HardwareAddr) (index int, e
 func lookFor(device net.HardwareAddr) (int, error) {
 	links, err := rtnl.Links()
 	for _, l := range links {
-		if bytes.Equal(l.DeviceMAC, device) || len(l.DeviceMAC) == 0 && bytes.Equal(l.MAC, device) {
+		if bytes.Equal(l.Device(), device) {
 			return l.Index, nil
 		}
 	}

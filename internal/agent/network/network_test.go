@@ -279,3 +279,28 @@ func TestInvalid(t *testing.T) {
 		}
 	})
 }
+
+// TestReset applies one network after the other and finds the devices as they were.
+func TestReset(t *testing.T) {
+	inNetwork(t, func(t *testing.T) {
+		s := newStack(t)
+		if err := s.Reset(t.Context()); err != nil {
+			t.Errorf("nothing to reset: %v", err)
+		}
+		before := dump(t)
+		for _, n := range []*agentv1.Network{one(), two(), {Idle: []string{mac0, mac1}}, {Interfaces: one().Interfaces, Idle: []string{mac1}}} {
+			if err := s.Apply(t.Context(), n); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Reset(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(before, dump(t)); diff != "" {
+				t.Errorf("after %v (-before +after):\n%s", n, diff)
+			}
+		}
+		if err := s.Apply(t.Context(), two()); err != nil {
+			t.Errorf("after a reset: %v", err)
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -22,6 +23,14 @@ type Link struct {
 	MTU            uint32
 	// Stats are its counters since it was made.
 	Stats Stats
+}
+
+// Device is the hardware address by which the device is known.
+func (l Link) Device() net.HardwareAddr {
+	if len(l.DeviceMAC) > 0 {
+		return l.DeviceMAC
+	}
+	return l.MAC
 }
 
 // Stats are the counters of an interface, in bytes and packets.
