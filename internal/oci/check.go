@@ -12,6 +12,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/kvm"
+	"github.com/seed-efd44b36/kata/internal/oci/engine"
 	"github.com/seed-efd44b36/kata/internal/program"
 	"github.com/seed-efd44b36/kata/internal/vmm/qemu"
 	"github.com/spf13/cobra"
@@ -25,7 +26,7 @@ func (a *app) checkCommand() *cobra.Command {
 		Short:   "Tell whether this host can run containers in virtual machines, and what is missing",
 		Args:    cobra.NoArgs,
 		// A configuration that is wrong is one of the things to tell.
-		Annotations: map[string]string{noConfig: "true"},
+		Annotations: map[string]string{engine.NoConfig: "true"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := config.Load(a.configPath)
 			if err == nil {

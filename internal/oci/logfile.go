@@ -2,7 +2,6 @@ package oci
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -17,6 +16,9 @@ type logFile struct {
 
 // failure writes down why a verb has failed.
 func (l *logFile) failure(text string) { l.write("error", text) }
+
+// warning writes down what is no failure.
+func (l *logFile) warning(err error) { l.write("warning", err.Error()) }
 
 // write appends an entry. There is nobody to tell if that fails.
 func (l *logFile) write(level, text string) {
@@ -38,17 +40,4 @@ func (l *logFile) write(level, text string) {
 		return
 	}
 	_, _ = fmt.Fprintf(f, "time=%q level=%s msg=%s\n", now, level, strconv.Quote(text))
-}
-
-// warn tells of what is no failure.
-func (a *app) warn(err error) { a.log.write("warning", err.Error()) }
-
-// checkRootless refuses what takes root.
-func checkRootless(flag string) error {
-	switch flag {
-	case "", "auto", "false":
-		return nil
-	default:
-		return errors.New("--rootless: a virtual machine's network devices, mounts and cgroups need root on the host; run the engine as root, or take another runtime")
-	}
 }

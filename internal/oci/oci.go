@@ -10,13 +10,10 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/seed-efd44b36/kata/internal/command"
 	"github.com/seed-efd44b36/kata/internal/config"
+	"github.com/seed-efd44b36/kata/internal/oci/engine"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"github.com/spf13/cobra"
 )
-
-// noConfig annotates commands that do without a configuration, or read it
-// themselves.
-const noConfig = "noconfig"
 
 // defaultRoot is where the containers are of who names no root.
 const defaultRoot = "/run/kata-runtime"
@@ -25,8 +22,6 @@ const defaultRoot = "/run/kata-runtime"
 type app struct {
 	conf       config.Config
 	configPath string
-	root       string
-	rootGiven  bool
 	log        logFile
 	out        io.Writer
 	errOut     io.Writer
@@ -37,7 +32,7 @@ func Main(args []string) int {
 	a := &app{out: os.Stdout, errOut: os.Stderr}
 	p := command.Program{Name: "kata-runtime", Root: a.newRoot, Told: a.log.failure, Code: func(verb string) int {
 		if verb == "exec" {
-			return command.Failed // as `kata exec`: 1 may be the command's own
+			return 255 // as runc: 1 may be the command's own
 		}
 		return 1
 	}}
@@ -48,16 +43,16 @@ func Main(args []string) int {
 // that handles them itself.
 func (a *app) newRoot(release func()) *cobra.Command {
 	var rootless string
+	verbs := &engine.Verbs{Out: a.out, ErrOut: a.errOut, Warn: a.log.warning, Work: a.work}
 	root := &cobra.Command{
 		Use:     "kata-runtime",
 		Version: version.String(),
 		Short:   "OCI runtime that runs containers in virtual machines",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			a.rootGiven = cmd.Flags().Changed("root")
-			if err := checkRootless(rootless); err != nil {
+			if err := engine.CheckRootless(rootless); err != nil {
 				return err
 			}
-			if cmd.Annotations[noConfig] != "" {
+			if cmd.Annotations[engine.NoConfig] != "" {
 				return nil
 			}
 			l, err := config.Load(a.configPath)
@@ -65,6 +60,7 @@ func (a *app) newRoot(release func()) *cobra.Command {
 				return err
 			}
 			a.conf = l.Config
+			verbs.Conf, verbs.ConfigPath, verbs.RootGiven = l.Config, a.configPath, cmd.Flags().Changed("root")
 			return nil
 		},
 	}
@@ -74,7 +70,7 @@ func (a *app) newRoot(release func()) *cobra.Command {
 	root.PersistentFlags().StringVar(&a.configPath, "kata-config", "", "the same as --config")
 	_ = root.PersistentFlags().MarkHidden("kata-config")
 	f := root.PersistentFlags()
-	f.StringVar(&a.root, "root", defaultRoot, "`directory` of the state of containers")
+	f.StringVar(&verbs.Root, "root", defaultRoot, "`directory` of the state of containers")
 	f.StringVar(&a.log.path, "log", "", "append errors to this `file`, too")
 	f.StringVar(&a.log.format, "log-format", "text", "its format: text or json")
 	f.StringVar(&rootless, "rootless", "auto", "refused if true: virtual machines need root on the host")
@@ -82,8 +78,8 @@ func (a *app) newRoot(release func()) *cobra.Command {
 	f.Bool("systemd-cgroup", false, "accepted: cgroups paths are understood in both forms")
 	f.String("criu", "", "accepted: there are no checkpoints")
 	_ = f.MarkHidden("criu")
-	root.AddCommand(a.createCommand(), a.startCommand(), a.stateCommand(), a.killCommand(), a.deleteCommand())
-	root.AddCommand(a.runCommand(release), a.listCommand(), a.execCommand(release), a.consoleCommand(), a.logsCommand(), a.traceCommand(),
+	root.AddCommand(verbs.Commands(release)...)
+	root.AddCommand(a.consoleCommand(), a.logsCommand(), a.traceCommand(),
 		a.checkCommand(), a.envCommand(), a.versionCommand())
 	return root
 }
@@ -93,7 +89,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Use:         "version",
 		Short:       "Print the version",
 		Args:        cobra.NoArgs,
-		Annotations: map[string]string{noConfig: "true"},
+		Annotations: map[string]string{engine.NoConfig: "true"},
 		Run:         func(*cobra.Command, []string) { fmt.Fprint(a.out, versions()) },
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/seed-efd44b36/kata/internal/config"
 )
 
 // TestCheckTellsOfTheConfiguration has one that is wrong in two lines.
@@ -43,21 +42,5 @@ func TestCheckTellsOfTheConfiguration(t *testing.T) {
 	want := []string{":2: runtime.no_key: there is no such key", ":3: runtime.boot_timeout: -1 is not between 1 and 3600 s"}
 	if d := cmp.Diff(want, details); d != "" || got.CanCreate {
 		t.Errorf("can create: %v; -want +got:\n%s", got.CanCreate, d)
-	}
-}
-
-// TestListFails has a state directory that cannot be read.
-func TestListFails(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "state")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	a := &app{conf: config.Default(), out: io.Discard, errOut: io.Discard}
-	a.conf.Runtime.StateDir = path
-	cmd := a.listCommand()
-	cmd.SetArgs(nil)
-	cmd.SilenceUsage, cmd.SilenceErrors = true, true
-	if err := cmd.ExecuteContext(t.Context()); err == nil {
-		t.Error("no error, so that the exit code is 0")
 	}
 }

@@ -55,3 +55,12 @@ func (t target) work() (report.Container, error) {
 	}
 	return report.Container{}, fmt.Errorf("sandbox %s has several containers, name one of them: %s", t.sandbox.ID, strings.Join(running, ", "))
 }
+
+// work finds the container that a person means who wants to work in it.
+func (a *app) work(name string) (sandbox string, c report.Container, err error) {
+	t, err := a.find(name)
+	if err == nil {
+		c, err = t.work()
+	}
+	return t.sandbox.ID, c, err
+}

@@ -97,7 +97,7 @@ func TestOperator(t *testing.T) {
 
 			second := p.sleeper(t, "second")
 			r = operate(t, "exec", p.id, "true")
-			if r.Code != 125 || !strings.Contains(r.Stderr, main) || !strings.Contains(r.Stderr, second) {
+			if r.Code != 255 || !strings.Contains(r.Stderr, main) || !strings.Contains(r.Stderr, second) {
 				t.Errorf("exec in a pod of two: exit code %d: %s", r.Code, r.Stderr)
 			}
 			if log := operated(t, "logs", p.id); !strings.Contains(log, `"msg":"guest is up"`) {
@@ -108,7 +108,7 @@ func TestOperator(t *testing.T) {
 			traced(t, p.id, main)
 			p.remove()
 			r = operate(t, "exec", p.id, "true")
-			if r.Code != 125 || !strings.Contains(r.Stderr, "there is no sandbox or container") {
+			if r.Code != 255 || !strings.Contains(r.Stderr, "there is no sandbox or container") {
 				t.Errorf("exec in a removed pod: exit code %d: %s", r.Code, r.Stderr)
 			}
 		})
@@ -139,7 +139,7 @@ func TestOperator(t *testing.T) {
 				t.Errorf("follow the console of a machine that dies: %v", err)
 			}
 			r := operate(t, "exec", id, "true")
-			if r.Code != 125 || !strings.Contains(r.Stderr, "virtual machine") {
+			if r.Code != 255 || !strings.Contains(r.Stderr, "virtual machine") {
 				t.Errorf("exec in a dead machine: exit code %d: %s", r.Code, r.Stderr)
 			}
 			var list []struct {

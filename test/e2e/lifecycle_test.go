@@ -172,7 +172,7 @@ func TestRuntimeExec(t *testing.T) {
 		{"a shell", []string{"exec", id}, "echo $((6*7))\n", 0, "42\n"},
 		{"console", []string{"console", id}, "", 0, ""},
 		{"logs", []string{"logs", "--tail", "0", id}, "", 0, ""},
-		{"none such", []string{"exec", "0123456789", "true"}, "", 125, ""},
+		{"none such", []string{"exec", "0123456789", "true"}, "", 255, ""},
 	} {
 		r, err := env.Run(t.Context(), strings.NewReader(tt.stdin), "kata-runtime", tt.args...)
 		if err != nil || r.Code != tt.code || tt.out != "" && r.Stdout != tt.out {

@@ -1,5 +1,6 @@
-// Package features tells containerd what the runtime can do, which it asks before
-// it starts anything (`containerd-shim-kata-v2 -info`). It is pure.
+// Package features tells engines what the runtime can do: containerd, which asks
+// before it starts anything (`containerd-shim-kata-v2 -info`), and others by
+// `kata-runtime features`. It is pure.
 package features
 
 import (
@@ -18,10 +19,10 @@ import (
 // spec, which is JSON.
 const typeURL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
-// Info is the answer: a RuntimeInfo of containerd's API, encoded.
-func Info() ([]byte, error) {
+// OCI is what the runtime can do, in the form of the OCI runtime spec.
+func OCI() oci.Features {
 	yes, no := true, false
-	b, err := json.Marshal(oci.Features{
+	return oci.Features{
 		OCIVersionMin: "1.0.0", OCIVersionMax: specs.Version,
 		Hooks: []string{"prestart", "createRuntime", "poststart", "poststop"},
 		MountOptions: []string{
@@ -35,7 +36,12 @@ func Info() ([]byte, error) {
 			Selinux:         &oci.Selinux{Enabled: &no},
 			MountExtensions: &oci.MountExtensions{IDMap: &oci.IDMap{Enabled: &no}},
 		},
-	})
+	}
+}
+
+// Info is the answer: a RuntimeInfo of containerd's API, encoded.
+func Info() ([]byte, error) {
+	b, err := json.Marshal(OCI())
 	if err != nil {
 		return nil, fmt.Errorf("encode features: %w", err)
 	}

@@ -1,4 +1,4 @@
-package oci
+package engine
 
 import (
 	"context"
@@ -27,7 +27,7 @@ const (
 	collectInterval = 20 * time.Millisecond
 )
 
-func (a *app) startCommand() *cobra.Command {
+func (a *Verbs) startCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "start CONTAINER",
 		Short: "Start the process of a created container",
@@ -50,7 +50,7 @@ func (a *app) startCommand() *cobra.Command {
 }
 
 // start starts a container that has been created.
-func (a *app) start(ctx context.Context, e *record.Entry, r record.Record) error {
+func (a *Verbs) start(ctx context.Context, e *record.Entry, r record.Record) error {
 	c, err := a.dial(ctx, r)
 	if err != nil {
 		return err
@@ -67,12 +67,12 @@ func (a *app) start(ctx context.Context, e *record.Entry, r record.Record) error
 	err = e.Write(r)
 	// The process runs already: what such a hook says changes nothing.
 	if herr := runHooks(ctx, hooks, r, specs.StateRunning); herr != nil {
-		a.warn(fmt.Errorf("poststart hooks: %w", herr))
+		a.Warn(fmt.Errorf("poststart hooks: %w", herr))
 	}
 	return err
 }
 
-func (a *app) killCommand() *cobra.Command {
+func (a *Verbs) killCommand() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use:   "kill [flags] CONTAINER [SIGNAL]",
@@ -117,7 +117,7 @@ func parseSignal(text string) (int, error) {
 }
 
 // signal sends a signal to the first process of a container, or all.
-func (a *app) signal(ctx context.Context, r record.Record, sig int, all bool) error {
+func (a *Verbs) signal(ctx context.Context, r record.Record, sig int, all bool) error {
 	c, err := a.dial(ctx, r)
 	if errors.Is(err, sandbox.ErrNotFound) {
 		return errNotRunning
@@ -133,7 +133,7 @@ func (a *app) signal(ctx context.Context, r record.Record, sig int, all bool) er
 	return err
 }
 
-func (a *app) deleteCommand() *cobra.Command {
+func (a *Verbs) deleteCommand() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "delete [flags] CONTAINER",
@@ -151,7 +151,7 @@ func (a *app) deleteCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) delete(ctx context.Context, id string, force bool) error {
+func (a *Verbs) delete(ctx context.Context, id string, force bool) error {
 	e, err := a.containers().Lock(id)
 	if err != nil {
 		return err
@@ -171,7 +171,7 @@ func (a *app) delete(ctx context.Context, id string, force bool) error {
 }
 
 // destroy ends what there is of a container, and removes it.
-func (a *app) destroy(ctx context.Context, e *record.Entry, r record.Record) error {
+func (a *Verbs) destroy(ctx context.Context, e *record.Entry, r record.Record) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	if err := a.take(ctx, r); err != nil {
@@ -183,13 +183,13 @@ func (a *app) destroy(ctx context.Context, e *record.Entry, r record.Record) err
 		return fmt.Errorf("delete container %s: kata-shim: %w", r.ID, err)
 	}
 	if err := runHooks(ctx, r.Poststop, r, specs.StateStopped); err != nil {
-		a.warn(fmt.Errorf("poststop hooks: %w", err))
+		a.Warn(fmt.Errorf("poststop hooks: %w", err))
 	}
 	return e.Remove()
 }
 
 // take takes a container out of its sandbox, which ends if it was the last there.
-func (a *app) take(ctx context.Context, r record.Record) error {
+func (a *Verbs) take(ctx context.Context, r record.Record) error {
 	if r.Sandbox == "" {
 		return nil
 	}
@@ -212,11 +212,11 @@ func (a *app) take(ctx context.Context, r record.Record) error {
 
 // collect returns when a sandbox that ends has gone, and with it what it left, should
 // its owner have died.
-func (a *app) collect(ctx context.Context, name string) error {
+func (a *Verbs) collect(ctx context.Context, name string) error {
 	again := time.NewTicker(collectInterval)
 	defer again.Stop()
 	for {
-		alive, err := cleanup.Collect(ctx, filepath.Join(a.conf.Runtime.StateDir, name), slog.New(slog.DiscardHandler), proxy.Releasers(a.conf))
+		alive, err := cleanup.Collect(ctx, filepath.Join(a.Conf.Runtime.StateDir, name), slog.New(slog.DiscardHandler), proxy.Releasers(a.Conf))
 		if err != nil || !alive {
 			return err
 		}

@@ -1,4 +1,4 @@
-package oci
+package engine
 
 import (
 	"cmp"
@@ -17,13 +17,11 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 	"github.com/seed-efd44b36/kata/internal/cleanup"
-	"github.com/seed-efd44b36/kata/internal/oci/console"
 	"github.com/seed-efd44b36/kata/internal/oci/record"
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/shim/pod"
 	"github.com/seed-efd44b36/kata/internal/spec"
-	"github.com/seed-efd44b36/kata/internal/standin"
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/spf13/cobra"
 )
@@ -36,7 +34,7 @@ type createFlags struct {
 	bundle, pidFile, consoleSocket string
 	preserveFDs                    int
 	noPivot, noNewKeyring          bool
-	detach                         bool
+	detach, keep, noSubreaper      bool
 }
 
 func (fl *createFlags) add(cmd *cobra.Command) {
@@ -49,7 +47,7 @@ func (fl *createFlags) add(cmd *cobra.Command) {
 	f.BoolVar(&fl.noNewKeyring, "no-new-keyring", false, "accepted: keyrings are the guest's")
 }
 
-func (a *app) createCommand() *cobra.Command {
+func (a *Verbs) createCommand() *cobra.Command {
 	var fl createFlags
 	cmd := &cobra.Command{
 		Use:   "create [flags] CONTAINER",
@@ -80,7 +78,6 @@ type place struct {
 // birth is a container that is being created, and what is to be undone if that
 // fails.
 type birth struct {
-	a     *app
 	id    string
 	fl    createFlags
 	spec  *specs.Spec
@@ -88,26 +85,26 @@ type birth struct {
 	entry *record.Entry
 	rec   record.Record
 
-	place   place
-	console *console.Console // nil without a terminal
-	child   *standin.Child
-	client  *proxy.Client
-	undo    cleanup.Stack
+	stand  // its kata-shim
+	place  place
+	client *proxy.Client
+	undo   cleanup.Stack
 }
 
 // create creates a container, up to where it waits to be started.
-func (a *app) create(ctx context.Context, id string, fl createFlags) (_ *birth, err error) {
+func (a *Verbs) create(ctx context.Context, id string, fl createFlags) (_ *birth, err error) {
 	ctx = timeline.Program("kata-runtime").In(ctx)
-	b := &birth{a: a, id: id, fl: fl}
+	b := &birth{id: id, fl: fl}
+	b.a = a
 	if err := b.read(); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(b.explain(err), b.abandon(ctx))
+			err = errors.Join(explainCommand(err), b.abandon(ctx))
 		}
 	}()
-	for _, step := range []func(context.Context) error{b.enter, b.spawn, b.prestart, b.sandbox, b.join} {
+	for _, step := range []func(context.Context) error{b.enter, b.spawn, b.prestart, b.boot, b.create} {
 		if err := step(ctx); err != nil {
 			return b, err
 		}
@@ -130,14 +127,14 @@ func (b *birth) read() (err error) {
 		return err
 	}
 	if b.fl.preserveFDs > 0 {
-		return errors.New("--preserve-fds: descriptors of the host cannot enter a virtual machine")
+		return errPreserveFDs
 	}
-	terminal := b.spec.Process != nil && b.spec.Process.Terminal
-	switch socket := b.fl.consoleSocket != ""; {
-	case terminal && b.fl.detach && !socket:
-		return errors.New("cannot allocate tty if kata-runtime will detach without setting console socket")
-	case socket && (!b.fl.detach || !terminal):
-		return errors.New("cannot use console socket if kata-runtime will not detach or allocate tty")
+	b.stand = stand{a: b.a, container: b.id, consoleSocket: b.fl.consoleSocket, detach: b.fl.detach}
+	if p := b.spec.Process; p != nil {
+		b.tty, b.size = p.Terminal, p.ConsoleSize
+	}
+	if err := b.check(); err != nil {
+		return err
 	}
 	if err := record.CheckID(b.id); err != nil {
 		return err
@@ -145,6 +142,7 @@ func (b *birth) read() (err error) {
 	if b.place, err = b.a.placeOf(b.id, b.spec); err != nil {
 		return err
 	}
+	b.sandbox = b.place.sandbox
 	b.rec = record.Record{
 		ID: b.id, Bundle: dir, Created: time.Now().UTC(), UID: uint32(os.Getuid()),
 		Annotations: b.spec.Annotations, Sandbox: b.place.sandbox,
@@ -178,31 +176,15 @@ func (b *birth) enter(context.Context) (err error) {
 
 // spawn starts the kata-shim: hooks find the network namespace at its pid.
 func (b *birth) spawn(ctx context.Context) (err error) {
-	o := standin.Options{Container: b.id, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, NetNS: b.plan.NetNS}
-	if p := b.spec.Process; p.Terminal {
-		if b.console, err = console.Open(p.ConsoleSize); err != nil {
-			return err
-		}
-		b.undo.Push("terminal", func(context.Context) error { return b.console.Close() })
-		o.TTY, o.Stdin, o.Stdout, o.Stderr = true, b.console.Slave, b.console.Slave, b.console.Slave
-	}
-	if b.child, err = standin.Spawn(o); err != nil {
+	b.netns = b.plan.NetNS
+	if err := b.stand.spawn(ctx); err != nil {
 		return err
 	}
-	b.undo.Push("kata-shim", func(context.Context) error { b.child.Kill(); return nil })
-	if b.console != nil {
-		_ = b.console.Slave.Close()
-	}
+	b.undo.Push("kata-shim", func(context.Context) error { b.kill(); return nil })
 	if b.rec.Shim, err = record.Identify(b.child.PID); err != nil {
 		return err
 	}
-	if err := b.entry.Write(b.rec); err != nil {
-		return err
-	}
-	if b.console == nil || b.fl.consoleSocket == "" {
-		return nil
-	}
-	return b.console.Send(ctx, b.fl.consoleSocket)
+	return b.entry.Write(b.rec)
 }
 
 // prestart runs the hooks that set up the network, before anybody looks at it.
@@ -210,19 +192,19 @@ func (b *birth) prestart(ctx context.Context) error {
 	return runHooks(ctx, b.plan.Hooks.BeforeCreate, b.rec, specs.StateCreating)
 }
 
-// sandbox boots the sandbox, or connects to the one to join.
-func (b *birth) sandbox(ctx context.Context) (err error) {
-	conf := b.a.conf.Runtime
+// boot boots the sandbox, or connects to the one to join.
+func (b *birth) boot(ctx context.Context) (err error) {
+	conf := b.a.Conf.Runtime
 	if b.place.joins {
 		if b.client, err = proxy.Dial(ctx, conf.StateDir, b.place.sandbox); err != nil {
 			return fmt.Errorf("the sandbox %s of container %s is not running: %w", b.place.sandbox, b.id, err)
 		}
 		return nil
 	}
-	if err := owner.Prepare(ctx, b.a.conf, slog.New(slog.DiscardHandler)); err != nil {
+	if err := owner.Prepare(ctx, b.a.Conf, slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
-	b.client, err = proxy.Spawn(ctx, proxy.SpawnOptions{ID: b.place.sandbox, StateDir: conf.StateDir, ConfigPath: b.a.configPath})
+	b.client, err = proxy.Spawn(ctx, proxy.SpawnOptions{ID: b.place.sandbox, StateDir: conf.StateDir, ConfigPath: b.a.ConfigPath})
 	if err != nil {
 		return err
 	}
@@ -240,18 +222,17 @@ func (b *birth) sandbox(ctx context.Context) (err error) {
 	}
 	if r.GetNetns() == "" {
 		// Who fills a new one does so by the hooks that have been run, or later.
-		r.Netns = "/proc/" + strconv.Itoa(b.child.PID) + "/ns/net"
+		r.Netns = netnsOf(b.child.PID)
 		r.LateNetwork = len(b.plan.Hooks.BeforeCreate) == 0
 	}
 	_, err = b.client.Boot(ctx, r)
 	return proxy.Explain(err)
 }
 
-// join creates the container in the guest and gives it to the kata-shim.
-func (b *birth) join(ctx context.Context) error {
-	tty := b.spec.Process.Terminal
+// create creates the container in the guest and gives it to the kata-shim.
+func (b *birth) create(ctx context.Context) error {
 	_, err := b.client.Create(ctx, &proxyv1.CreateRequest{
-		Id: b.id, Bundle: b.rec.Bundle, Stdin: true, Stdout: true, Stderr: !tty, OwnHooks: true, Pids: b.place.pids, Uid: b.rec.UID,
+		Id: b.id, Bundle: b.rec.Bundle, Stdin: true, Stdout: true, Stderr: !b.tty, OwnHooks: true, Pids: b.place.pids, Uid: b.rec.UID,
 	})
 	if err != nil {
 		return proxy.Explain(err)
@@ -260,8 +241,7 @@ func (b *birth) join(ctx context.Context) error {
 		_, err := b.client.Delete(ctx, &proxyv1.DeleteRequest{Container: b.id})
 		return proxy.Explain(err)
 	})
-	err = b.child.Join(standin.Process{StateDir: b.a.conf.Runtime.StateDir, Sandbox: b.place.sandbox, Container: b.id, TTY: tty})
-	if err != nil {
+	if err := b.join(); err != nil {
 		return err
 	}
 	if b.fl.pidFile != "" {
@@ -275,12 +255,9 @@ func (b *birth) join(ctx context.Context) error {
 
 // leave lets the container go on without us.
 func (b *birth) leave() error {
-	err := errors.Join(b.client.Disown(), b.child.Leave())
+	err := errors.Join(b.client.Disown(), b.stand.leave())
 	b.undo.Disarm()
 	_ = b.client.Close()
-	if b.console != nil && b.fl.consoleSocket != "" {
-		_ = b.console.Close()
-	}
 	b.entry.Unlock()
 	return err
 }
@@ -299,11 +276,8 @@ func (b *birth) abandon(ctx context.Context) error {
 	return err
 }
 
-// explain says what engines look for in a failure.
-func (b *birth) explain(err error) error { return explainCommand(err) }
-
 // placeOf tells which sandbox a container is to be in.
-func (a *app) placeOf(id string, sp *specs.Spec) (place, error) {
+func (a *Verbs) placeOf(id string, sp *specs.Spec) (place, error) {
 	leader, err := a.leaderOf(id, sp)
 	if err != nil {
 		return place{}, err
@@ -323,12 +297,12 @@ func (a *app) placeOf(id string, sp *specs.Spec) (place, error) {
 
 // sandboxName is a name for the sandbox of a container: its id, if no other engine
 // has a container of that id.
-func (a *app) sandboxName(id string) string {
-	if _, err := os.Lstat(filepath.Join(a.conf.Runtime.StateDir, id)); err != nil {
+func (a *Verbs) sandboxName(id string) string {
+	if _, err := os.Lstat(filepath.Join(a.Conf.Runtime.StateDir, id)); err != nil {
 		return id
 	}
 	const few = 12
-	hash := fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(a.root, id))))
+	hash := fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(a.Root, id))))
 	return id[:min(few, len(id))] + "-" + hash[:few]
 }
 

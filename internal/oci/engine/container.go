@@ -1,4 +1,4 @@
-package oci
+package engine
 
 import (
 	"context"
@@ -21,18 +21,18 @@ import (
 var errNotRunning = errors.New("container not running")
 
 // containers are those that the engine has made below its root.
-func (a *app) containers() record.Root { return record.Root(a.root) }
+func (a *Verbs) containers() record.Root { return record.Root(a.Root) }
 
 // statusOf tells what has become of a container. Its kata-shim is what the engine
 // waits for: without it the container has stopped.
-func (a *app) statusOf(r record.Record) (report.Status, error) {
+func (a *Verbs) statusOf(r record.Record) (report.Status, error) {
 	switch {
 	case !r.Shim.Alive():
 		return report.Stopped, nil
 	case !r.Ready:
 		return report.Creating, nil
 	}
-	st, err := report.Read(a.conf.Runtime.StateDir, r.Sandbox)
+	st, err := report.Read(a.Conf.Runtime.StateDir, r.Sandbox)
 	if errors.Is(err, fs.ErrNotExist) {
 		return report.Stopped, nil
 	}
@@ -48,7 +48,7 @@ func (a *app) statusOf(r record.Record) (report.Status, error) {
 }
 
 // find reads the record of a container, with its status.
-func (a *app) findContainer(id string) (record.Record, report.Status, error) {
+func (a *Verbs) findContainer(id string) (record.Record, report.Status, error) {
 	r, err := a.containers().Read(id)
 	if err != nil {
 		return r, "", err
@@ -58,7 +58,7 @@ func (a *app) findContainer(id string) (record.Record, report.Status, error) {
 }
 
 // change does something to a container that no other verb changes meanwhile.
-func (a *app) change(id string, do func(e *record.Entry, r record.Record, st report.Status) error) error {
+func (a *Verbs) change(id string, do func(e *record.Entry, r record.Record, st report.Status) error) error {
 	e, err := a.containers().Lock(id)
 	if err != nil {
 		return err
@@ -72,15 +72,16 @@ func (a *app) change(id string, do func(e *record.Entry, r record.Record, st rep
 }
 
 // dial connects to the sandbox of a container.
-func (a *app) dial(ctx context.Context, r record.Record) (*proxy.Client, error) {
-	return proxy.Dial(ctx, a.conf.Runtime.StateDir, r.Sandbox)
+func (a *Verbs) dial(ctx context.Context, r record.Record) (*proxy.Client, error) {
+	return proxy.Dial(ctx, a.Conf.Runtime.StateDir, r.Sandbox)
 }
 
 // explainCommand says what engines look for, where the command itself is at fault.
 func explainCommand(err error) error {
 	switch {
 	case errors.Is(err, sandbox.ErrCommandNotFound), errors.Is(err, sandbox.ErrCommandDenied):
-		return fmt.Errorf("unable to start container process: %w", err)
+		// As a text: engines want no other exit code of this.
+		return errors.New("unable to start container process: " + err.Error())
 	default:
 		return err
 	}
@@ -117,7 +118,7 @@ func stateOf(r record.Record, st report.Status) state {
 	return s
 }
 
-func (a *app) stateCommand() *cobra.Command {
+func (a *Verbs) stateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "state CONTAINER",
 		Short: "Print the state of a container",
@@ -131,7 +132,7 @@ func (a *app) stateCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("encode state: %w", err)
 			}
-			_, err = a.out.Write(b)
+			_, err = a.Out.Write(b)
 			return err
 		},
 	}

@@ -1,4 +1,4 @@
-package oci
+package engine
 
 import (
 	"fmt"
@@ -13,6 +13,7 @@ import (
 const (
 	crioType      = "io.kubernetes.cri-o.ContainerType" // "sandbox" or "container"
 	crioSandboxID = "io.kubernetes.cri-o.SandboxID"
+	criType       = "io.kubernetes.cri.container-type"
 	criSandboxID  = "io.kubernetes.cri.sandbox-id"
 	// manager is the engine's name: Podman writes CRI-O's annotations, too, and for
 	// a pod without an infra container the pod's id, which is no container's.
@@ -23,12 +24,12 @@ const (
 // leaderOf is a container whose sandbox another one is to join: that which its
 // annotations name, or one of whose namespaces it is to share, as these are in a
 // virtual machine. Nil: it is to have a sandbox of its own.
-func (a *app) leaderOf(id string, sp *specs.Spec) (*record.Record, error) {
+func (a *Verbs) leaderOf(id string, sp *specs.Spec) (*record.Record, error) {
 	named := ""
 	switch an := sp.Annotations; {
 	case an[crioType] == "container":
 		named = an[crioSandboxID]
-	case an[podType] == "container":
+	case an[criType] == "container":
 		named = an[criSandboxID]
 	}
 	if named != "" && named != id {
@@ -44,7 +45,7 @@ func (a *app) leaderOf(id string, sp *specs.Spec) (*record.Record, error) {
 }
 
 // sharedWith is a container of whose kata-shim the spec names a namespace.
-func (a *app) sharedWith(sp *specs.Spec) (*record.Record, error) {
+func (a *Verbs) sharedWith(sp *specs.Spec) (*record.Record, error) {
 	pids := map[int]bool{}
 	if sp.Linux != nil {
 		for _, ns := range sp.Linux.Namespaces {
