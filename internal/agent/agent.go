@@ -141,7 +141,7 @@ func run(started time.Duration) error {
 		log: logger, logs: logs, modules: modules,
 		reaper:  reap.New(),
 		groups:  &cgroup.Hierarchy{Root: cgroupRoot},
-		pod:     &pod.Pod{Modules: modules, Network: network.NewStack(logger)},
+		pod:     &pod.Pod{Modules: modules, Network: network.NewStack()},
 		events:  newEvents(),
 		debug:   cmdline.Get("kata.debug") != "",
 		life:    life,

@@ -406,6 +406,11 @@ func (a *Agent) StartProcess(ctx context.Context, r *agentv1.StartProcessRequest
 		return nil, failStart(err)
 	}
 	end()
+	end = timeline.Step(ctx, "network")
+	if err := a.pod.Network.Await(ctx); err != nil {
+		return nil, failStart(err)
+	}
+	end()
 	end = timeline.Step(ctx, "execve")
 	if r.GetExec() == "" {
 		err = c.jail.Start(ctx)

@@ -57,7 +57,7 @@ func (a *Agent) settle(ctx context.Context) error {
 	if a.prepareErr != nil {
 		return a.prepareErr
 	}
-	err := errors.Join(a.pod.Prepare(), rehearsal.Messages(), a.rehearse(ctx),
+	err := errors.Join(a.pod.Prepare(ctx), rehearsal.Messages(), a.rehearse(ctx),
 		a.jailer.Rehearse(ctx), a.groups.Prepare())
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"net"
@@ -50,21 +51,33 @@ func (a *attic) open() error {
 // atticName is the name of a device there.
 func atticName(device net.HardwareAddr) string { return "d" + hex.EncodeToString(device) }
 
-// put takes a device away, and all that it has with it.
-func (a *attic) put(index int, device net.HardwareAddr) error {
+// put returns what takes a device away, and all that it has with it, from this
+// thread's network namespace. was is how it is now.
+func (a *attic) put(was rtnl.Link, device net.HardwareAddr) (move func() error, err error) {
 	if err := a.open(); err != nil {
-		return err
+		return nil, err
 	}
-	if err := rtnl.SetUp(index, false); err != nil {
-		return fmt.Errorf("take down: %w", err)
+	// What need not be done is not: one that has never been used is as it should be.
+	if was.Up {
+		if err := rtnl.SetUp(was.Index, false); err != nil {
+			return nil, fmt.Errorf("take down: %w", err)
+		}
 	}
-	if err := rtnl.SetMAC(index, device); err != nil {
-		return fmt.Errorf("set hardware address %v: %w", device, err)
+	if !bytes.Equal(was.MAC, device) {
+		if err := rtnl.SetMAC(was.Index, device); err != nil {
+			return nil, fmt.Errorf("set hardware address %v: %w", device, err)
+		}
 	}
-	if err := rtnl.Move(index, a.ns, atticName(device)); err != nil {
-		return fmt.Errorf("move out of sight: %w", err)
+	moving, err := rtnl.Moving(was.Index, a.ns, atticName(device))
+	if err != nil {
+		return nil, fmt.Errorf("move device %v: %w", device, err)
 	}
-	return nil
+	return func() error {
+		if err := moving(); err != nil {
+			return fmt.Errorf("move device %v out of sight: %w", device, err)
+		}
+		return nil
+	}, nil
 }
 
 // take brings a device back, if it is there.

@@ -7,9 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"time"
@@ -45,67 +43,88 @@ func LoopbackUp() error {
 // Stack is the guest's network as far as it is the host's doing. What else is in
 // there, containers have made, and it is left alone.
 type Stack struct {
-	log  *slog.Logger
-	turn chan struct{} // holds a token while Apply is at work
+	turn chan struct{} // holds a token while somebody is at work
 	// Of whoever has put the token in:
 	have  state
 	attic attic
 	born  []rtnl.Link // as the kernel made them, once there was something to apply
+	shown error       // why an idle device can be seen
 }
 
 // NewStack returns one with nothing in it.
-func NewStack(log *slog.Logger) *Stack { return &Stack{log: log, turn: make(chan struct{}, 1)} }
+func NewStack() *Stack { return &Stack{turn: make(chan struct{}, 1)} }
 
 // Apply brings the guest to the state that n describes, and takes away what
 // earlier ones described and n does not. To do it again changes nothing. The
 // drivers of the interfaces must be loaded; the interfaces may take some time to
-// appear. Idle devices go out of sight, beside interfaces a moment later.
+// appear. Idle devices go out of sight a moment later: see Await.
 func (s *Stack) Apply(ctx context.Context, n *agentv1.Network) error {
-	select {
-	case s.turn <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	err := s.apply(ctx, n)
-	if err == nil && len(s.have.interfaces) == 0 {
-		err = s.hideIdle() // nobody waits for an interface
-	}
-	if err != nil || len(s.have.interfaces) == 0 || len(s.have.idle) == 0 {
-		<-s.turn
+	if err := s.lock(ctx); err != nil {
 		return err
 	}
-	here, err := os.Open(ownNS)
+	s.shown = nil
+	links, err := s.apply(ctx, n)
 	if err != nil {
-		<-s.turn
+		s.unlock()
 		return err
 	}
-	go func() { // the next Apply waits for it
-		defer func() { <-s.turn }()
-		defer here.Close()
-		if err := within(here, s.hideIdle); err != nil {
-			s.log.Warn("a spare network device can be seen", "err", err)
+	hide, err := s.hideIdle(links)
+	if err != nil || len(hide) == 0 {
+		s.unlock()
+		return err
+	}
+	// For most of the time the kernel waits for itself. Whoever is next to call
+	// waits for the end.
+	go func() {
+		defer s.unlock()
+		for _, move := range hide {
+			s.shown = errors.Join(s.shown, move())
 		}
 	}()
 	return nil
 }
 
+// Await waits until nothing is under way, and tells if an idle device can be seen
+// still. It is for before a container runs.
+func (s *Stack) Await(ctx context.Context) error {
+	if err := s.lock(ctx); err != nil {
+		return err
+	}
+	defer s.unlock()
+	if s.shown != nil {
+		return fmt.Errorf("hide spare network devices: %w", s.shown)
+	}
+	return nil
+}
+
+func (s *Stack) lock(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *Stack) unlock() { <-s.turn }
+
 // Prepare makes ahead the place where idle devices go.
-func (s *Stack) Prepare() error {
-	s.turn <- struct{}{}
-	defer func() { <-s.turn }()
+func (s *Stack) Prepare(ctx context.Context) error {
+	if err := s.lock(ctx); err != nil {
+		return err
+	}
+	defer s.unlock()
 	return s.attic.open()
 }
 
 // Reset takes away all that Apply has made. The devices are those that they were
 // before the first one, down and without addresses.
 func (s *Stack) Reset(ctx context.Context) error {
-	select {
-	case s.turn <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := s.lock(ctx); err != nil {
+		return err
 	}
-	defer func() { <-s.turn }()
-	if err := s.apply(ctx, nil); err != nil {
+	defer s.unlock()
+	if _, err := s.apply(ctx, nil); err != nil {
 		return err
 	}
 	if err := s.attic.empty(s.born); err != nil {
@@ -115,64 +134,85 @@ func (s *Stack) Reset(ctx context.Context) error {
 	return nil
 }
 
-func (s *Stack) apply(ctx context.Context, n *agentv1.Network) error {
-	if s.born == nil && len(n.GetInterfaces())+len(n.GetIdle()) > 0 {
-		var err error
-		if s.born, err = rtnl.Links(); err != nil {
-			return err
+// apply also returns the interfaces as they were before it changed them, if any
+// matter.
+func (s *Stack) apply(ctx context.Context, n *agentv1.Network) (links []rtnl.Link, err error) {
+	if len(n.GetInterfaces())+len(n.GetIdle()) > 0 {
+		if links, err = rtnl.Links(); err != nil {
+			return nil, err
 		}
 	}
-	want, err := s.parse(ctx, n)
+	if s.born == nil {
+		s.born = slices.Clone(links)
+	}
+	want, err := parse(n, func(device net.HardwareAddr) (int, error) { return s.find(ctx, device, &links) })
 	if err != nil {
-		return err
+		return nil, err
 	}
 	had := s.have
 	// Should this fail half way, the next is to find what either has made.
 	s.have = had.with(want)
 	if err := withdraw(had, want); err != nil {
-		return err
+		return nil, err
 	}
 	for _, i := range had.interfaces {
 		if want.at(i.index) != nil {
 			continue
 		}
-		if err := s.attic.put(i.index, i.device); err != nil {
-			return fmt.Errorf("interface %s: %w", i.name, err)
-		}
-	}
-	if err := want.make(had); err != nil {
-		return err
-	}
-	s.have = want
-	return nil
-}
-
-// hideIdle takes devices away that have no interface.
-func (s *Stack) hideIdle() error {
-	for _, device := range s.have.idle {
-		index, err := lookFor(device)
-		if err == nil && index != 0 { // else it is out of sight already
-			err = s.attic.put(index, device)
+		// Containers may have changed it.
+		move, err := s.attic.put(rtnl.Link{Index: i.index, Up: true}, i.device)
+		if err == nil {
+			err = move()
 		}
 		if err != nil {
-			return fmt.Errorf("device %v: %w", device, err)
+			return nil, fmt.Errorf("interface %s: %w", i.name, err)
 		}
+		links = slices.DeleteFunc(links, func(l rtnl.Link) bool { return l.Index == i.index })
 	}
-	return nil
+	if err := want.make(had, links); err != nil {
+		return nil, err
+	}
+	s.have = want
+	return links, nil
 }
 
-// find looks for the device with the hardware address, out of sight as well.
-func (s *Stack) find(ctx context.Context, device net.HardwareAddr) (index int, err error) {
+// hideIdle returns what takes devices away that have no interface. It can be called
+// on any thread.
+func (s *Stack) hideIdle(links []rtnl.Link) (hide []func() error, err error) {
+	for _, device := range s.have.idle {
+		at := slices.IndexFunc(links, func(l rtnl.Link) bool { return bytes.Equal(l.Device(), device) })
+		if at < 0 {
+			continue // out of sight already
+		}
+		move, err := s.attic.put(links[at], device)
+		if err != nil {
+			for _, m := range hide {
+				err = errors.Join(err, m())
+			}
+			return nil, fmt.Errorf("device %v: %w", device, err)
+		}
+		hide = append(hide, move)
+	}
+	return hide, nil
+}
+
+// find looks for the device with the hardware address among the interfaces, and out
+// of sight, whereupon it lists them anew.
+func (s *Stack) find(ctx context.Context, device net.HardwareAddr, links *[]rtnl.Link) (index int, err error) {
 	for _, i := range s.have.interfaces {
 		if bytes.Equal(i.device, device) {
 			return i.index, nil // even if it has another address now
 		}
 	}
+	if index = lookFor(*links, device); index != 0 {
+		return index, nil
+	}
 	if err := s.attic.take(device); err != nil {
 		return 0, err
 	}
 	err = await.Until(ctx, nicTimeout, func() (found bool, err error) {
-		index, err = lookFor(device)
+		*links, err = rtnl.Links()
+		index = lookFor(*links, device)
 		return index != 0, err
 	})
 	if err != nil {
@@ -182,14 +222,13 @@ func (s *Stack) find(ctx context.Context, device net.HardwareAddr) (index int, e
 }
 
 // lookFor returns the index of a device, or 0.
-func lookFor(device net.HardwareAddr) (int, error) {
-	links, err := rtnl.Links()
+func lookFor(links []rtnl.Link, device net.HardwareAddr) int {
 	for _, l := range links {
 		if bytes.Equal(l.Device(), device) {
-			return l.Index, nil
+			return l.Index
 		}
 	}
-	return 0, err
+	return 0
 }
 
 // withdraw takes away what is in had and not in want. Addresses of interfaces
@@ -230,15 +269,9 @@ func rename(index int, name string) error {
 	return nil
 }
 
-// make makes all that is described, or finds that it is there.
-func (s state) make(had state) error {
-	var links []rtnl.Link
-	if len(s.interfaces) > 0 { // else nobody asks which there are
-		var err error
-		if links, err = rtnl.Links(); err != nil {
-			return err
-		}
-	}
+// make makes all that is described, or finds that it is there. links are the
+// interfaces as they are.
+func (s state) make(had state, links []rtnl.Link) error {
 	// Names that are wanted for others are given up first: two interfaces may
 	// have to change theirs.
 	for _, l := range links {

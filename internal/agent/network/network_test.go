@@ -2,7 +2,6 @@ package network
 
 import (
 	"errors"
-	"log/slog"
 	"os"
 	"os/exec"
 	"runtime"
@@ -76,17 +75,6 @@ func dump(t *testing.T) []string {
 		}
 	}
 	return lines
-}
-
-func newStack(t *testing.T) *Stack {
-	t.Helper()
-	return NewStack(slog.New(slog.NewTextHandler(t.Output(), nil)))
-}
-
-// settle waits for what Apply has left to do.
-func (s *Stack) settle() {
-	s.turn <- struct{}{}
-	<-s.turn
 }
 
 func hop(device, gateway string) []*agentv1.Hop {
@@ -180,7 +168,7 @@ func TestApply(t *testing.T) {
 		{Name: "eth0", Mac: mac1, Addresses: []*agentv1.Address{{Prefix: "10.9.0.6/24"}}}, {Name: "net1", Mac: mac0},
 	}}
 	inNetwork(t, func(t *testing.T) {
-		s := newStack(t)
+		s := NewStack()
 		for _, step := range []struct {
 			name string
 			to   *agentv1.Network
@@ -197,7 +185,9 @@ func TestApply(t *testing.T) {
 			{"swapped", swapped, []string{"net1 DOWN " + mac0 + " up", "eth0 DOWN " + mac1 + " up", "3: eth0 inet 10.9.0.6/24 scope global noprefixroute eth0"}},
 		} {
 			err := s.Apply(t.Context(), step.to)
-			s.settle()
+			if err := s.Await(t.Context()); err != nil {
+				t.Error(err)
+			}
 			if err != nil {
 				t.Errorf("%s: %v", step.name, err)
 			} else if diff := cmp.Diff(step.want, dump(t)); diff != "" {
@@ -211,7 +201,7 @@ func TestApply(t *testing.T) {
 // host changes that.
 func TestOthers(t *testing.T) {
 	inNetwork(t, func(t *testing.T) {
-		s := newStack(t)
+		s := NewStack()
 		if err := s.Apply(t.Context(), one()); err != nil {
 			t.Error(err)
 			return
@@ -232,7 +222,7 @@ func TestOthers(t *testing.T) {
 // TestFailure: what an attempt that fails has made goes with the next state.
 func TestFailure(t *testing.T) {
 	inNetwork(t, func(t *testing.T) {
-		s := newStack(t)
+		s := NewStack()
 		n := two()
 		n.Routes = append(n.Routes, &agentv1.Route{Destination: "10.55.0.0/16", Hops: hop("net1", "192.0.2.1"), Family: unix.AF_INET})
 		if err := s.Apply(t.Context(), n); !errors.Is(err, unix.ENETUNREACH) {
@@ -273,7 +263,7 @@ func TestInvalid(t *testing.T) {
 			{"rule", &agentv1.Network{Rules: []*agentv1.Rule{{Family: unix.AF_INET, Source: "x"}}}},
 			{"neighbour", &agentv1.Network{Neighbors: []*agentv1.Neighbor{{Device: "lo", Address: "x"}}}},
 		} {
-			if err := newStack(t).Apply(t.Context(), tt.n); !errors.Is(err, ErrInvalid) {
+			if err := NewStack().Apply(t.Context(), tt.n); !errors.Is(err, ErrInvalid) {
 				t.Errorf("%s: got %v", tt.name, err)
 			}
 		}
@@ -283,7 +273,7 @@ func TestInvalid(t *testing.T) {
 // TestReset applies one network after the other and finds the devices as they were.
 func TestReset(t *testing.T) {
 	inNetwork(t, func(t *testing.T) {
-		s := newStack(t)
+		s := NewStack()
 		if err := s.Reset(t.Context()); err != nil {
 			t.Errorf("nothing to reset: %v", err)
 		}

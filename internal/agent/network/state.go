@@ -1,7 +1,6 @@
 package network
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -69,8 +68,8 @@ func (s state) with(o state) state {
 	return both
 }
 
-// parse reads a description and finds the devices of its interfaces.
-func (s *Stack) parse(ctx context.Context, n *agentv1.Network) (state, error) {
+// parse reads a description. find finds the devices of its interfaces.
+func parse(n *agentv1.Network, find func(device net.HardwareAddr) (index int, err error)) (state, error) {
 	var out state
 	for _, i := range n.GetInterfaces() {
 		parsed, err := parseInterface(i)
@@ -78,7 +77,7 @@ func (s *Stack) parse(ctx context.Context, n *agentv1.Network) (state, error) {
 			err = fmt.Errorf("there are two: %w", ErrInvalid)
 		}
 		if err == nil {
-			parsed.index, err = s.find(ctx, parsed.device)
+			parsed.index, err = find(parsed.device)
 		}
 		if err == nil && out.at(parsed.index) != nil {
 			err = fmt.Errorf("its device %v is that of another: %w", parsed.device, ErrInvalid)

@@ -51,8 +51,8 @@ type former struct {
 }
 
 // Prepare does what takes long ahead, for a guest that is going to be saved.
-func (p *Pod) Prepare() error {
-	return errors.Join(p.Modules.LoadPhase(module.PhaseNet), disk.Load(p.Modules), p.Network.Prepare())
+func (p *Pod) Prepare(ctx context.Context) error {
+	return errors.Join(p.Modules.LoadPhase(module.PhaseNet), disk.Load(p.Modules), p.Network.Prepare(ctx))
 }
 
 // Setup makes the guest a sandbox.

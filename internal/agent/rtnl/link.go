@@ -118,10 +118,20 @@ func SetName(index int, name string) error {
 // Move moves the interface to another network namespace and renames it. There it
 // is down, without addresses, and may have another index.
 func Move(index int, ns *os.File, name string) error {
+	move, err := Moving(index, ns, name)
+	if err != nil {
+		return err
+	}
+	return move()
+}
+
+// Moving returns what does Move, once, for an interface in the network namespace of
+// the calling thread. It can be called on any thread, and has to be.
+func Moving(index int, ns *os.File, name string) (move func() error, err error) {
 	r := newRequest(unix.RTM_NEWLINK, 0, ifInfo(index, 0, 0))
 	r.uint32(unix.IFLA_NET_NS_FD, uint32(ns.Fd()))
 	r.attr(unix.IFLA_IFNAME, append([]byte(name), 0))
-	return r.do(nil)
+	return r.prepare(nil)
 }
 
 // SetMTU sets the interface's MTU in bytes.

@@ -56,18 +56,34 @@ func (r *request) pad() {
 
 // do sends the message and calls each with the body of every answer.
 func (r *request) do(each func(body []byte) error) error {
+	send, err := r.prepare(each)
+	if err != nil {
+		return err
+	}
+	return send()
+}
+
+// prepare returns what does do, for the network namespace of the calling thread.
+func (r *request) prepare(each func(body []byte) error) (send func() error, err error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
-		return fmt.Errorf("netlink socket: %w", err)
+		return nil, fmt.Errorf("netlink socket: %w", err)
 	}
-	defer unix.Close(fd)
 	// A dump ends by itself; a change is answered only when that is asked for.
 	// NLM_F_DUMP has bits that mean NLM_F_REPLACE in a change.
 	if flags := binary.NativeEndian.Uint16(r.b[6:]); flags&unix.NLM_F_DUMP != unix.NLM_F_DUMP {
 		binary.NativeEndian.PutUint16(r.b[6:], flags|unix.NLM_F_ACK)
 	}
 	binary.NativeEndian.PutUint32(r.b, uint32(len(r.b)))
-	if err := unix.Sendto(fd, r.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	return func() error {
+		defer unix.Close(fd)
+		return exchange(fd, r.b, each)
+	}, nil
+}
+
+// exchange sends a message and calls each with the body of every answer.
+func exchange(fd int, message []byte, each func(body []byte) error) error {
+	if err := unix.Sendto(fd, message, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("netlink: %w", err)
 	}
 	buf := make([]byte, 32<<10)
