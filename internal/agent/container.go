@@ -22,6 +22,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// fewContainers is how many containers have a quarter of the descriptors that the
+// agent may have (4096), if each has some thirty.
+const fewContainers = 32
+
 // container is a container and its processes.
 type container struct {
 	id       string
@@ -197,6 +201,17 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	}
 
 	c.work.Go(func() { c.init.watch(c.life) })
+	if a.few() {
+		c.work.Go(func() {
+			kept, err := storage.Keep(spec.Root.Path)
+			if err != nil {
+				a.log.Warn("the root will be slower than it could be", "container", c.id, "err", err)
+				return
+			}
+			defer kept.Close()
+			<-c.life.Done()
+		})
+	}
 	c.work.Go(func() {
 		err := c.group.WatchOOM(c.life, func() {
 			a.log.Warn("a process was killed for want of memory", "container", c.id)
@@ -207,6 +222,14 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 		}
 	})
 	return c, nil
+}
+
+// few tells whether there are so few containers that each may have some of the
+// agent's descriptors.
+func (a *Agent) few() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.containers) <= fewContainers
 }
 
 // begin starts to carry the standard files of a process that was made.
