@@ -278,13 +278,14 @@ func (p *process) follow() {
 		p.c.outOfMemory()
 	}
 	p.endOutputs()
-	id := p.id
+	// To Docker 20.10 the task's pid means the container, not an exec.
+	id, pid := p.id, uint32(os.Getpid())
 	if id == "" {
-		id = p.c.id
+		id, pid = p.c.id, p.c.pid
 	}
 	log.Debug("exit", "container", p.c.id, "exec", p.id, "code", e.Code, "started", started)
 	p.c.s.events.Publish(&events.TaskExit{
-		ContainerID: p.c.id, ID: id, Pid: p.c.pid, ExitStatus: e.Code, ExitedAt: exitedAt(e),
+		ContainerID: p.c.id, ID: id, Pid: pid, ExitStatus: e.Code, ExitedAt: exitedAt(e),
 	})
 }
 

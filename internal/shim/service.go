@@ -296,8 +296,8 @@ func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty
 	return &emptypb.Empty{}, nil
 }
 
-// Pids lists the processes on the host that stand for the container: the
-// virtual machine, or a thread of ours. Those in the guest have numbers that mean nothing here.
+// Pids lists what stands for the container on the host: the virtual machine, or
+// a thread of ours.
 func (s *service) Pids(_ context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
 	c, err := s.find(r.GetID())
 	if err != nil {

@@ -72,10 +72,6 @@ func listedDifferences() []difference {
 			reason: "runc has 1 for all; ours are those of shells and of docker run",
 		},
 		{
-			variant: "fails-directory", probe: "stderr", hide: regexp.MustCompile(`is a directory`), with: "permission denied",
-			reason: "newer versions of runc say so too",
-		},
-		{
 			variant: "fails", probe: "stderr",
 			hide: regexp.MustCompile(`(?s)^.*(executable file not found in \$PATH|no such file or directory|permission denied|exec format error).*$`), with: "$1",
 			reason: "engines look for these words; around them each runtime has its own",

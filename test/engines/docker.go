@@ -1,0 +1,222 @@
+package engines
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/seed-efd44b36/kata/test/harness"
+	"golang.org/x/sys/unix"
+)
+
+// Docker is a running dockerd, with a containerd of its own.
+type Docker struct {
+	Engine
+
+	env    *harness.Env
+	name   string
+	run    string // directory of sockets and what runs
+	data   string // directory of images and containers
+	config string
+	cmd    *exec.Cmd
+	exited chan error
+}
+
+// Where Debian's packages put Docker. A client of another origin may come first
+// in PATH, and another daemon may be meant by the environment.
+const (
+	dockerProgram  = "/usr/bin/docker"
+	dockerdProgram = "/usr/sbin/dockerd"
+)
+
+// readyTimeout is for a busy machine: one that is quiet needs a second.
+const readyTimeout = time.Minute
+
+// DockerOptions say how a daemon differs from the others.
+type DockerOptions struct {
+	// Name is for its directories.
+	Name string
+	// Runtime is the path of the OCI runtime that containers get; empty: runc.
+	Runtime string
+	// Shim is a program that takes the place of the shim of runc. Docker before
+	// 23 can use no other by its name.
+	Shim string
+}
+
+// StartDocker starts a daemon in directories that go with env's.
+func StartDocker(ctx context.Context, env *harness.Env, o DockerOptions) (_ *Docker, err error) {
+	d := &Docker{env: env}
+	// A test may run more than once, and its daemons with it.
+	if d.run, err = os.MkdirTemp(filepath.Dir(env.State), o.Name+"-"); err != nil {
+		return nil, err
+	}
+	d.name = filepath.Base(d.run)
+	d.data = filepath.Join(filepath.Dir(env.Data), d.name)
+	d.config = filepath.Join(d.data, "daemon.json")
+	d.Engine = Engine{
+		program: dockerProgram,
+		// Neither the client's configuration nor its builder plugin.
+		env: []string{"DOCKER_HOST=unix://" + d.socket(), "DOCKER_CONFIG=" + filepath.Join(d.data, "client"), "DOCKER_BUILDKIT=0"},
+	}
+	if err := os.MkdirAll(filepath.Join(d.data, "bin"), 0o711); err != nil {
+		return nil, err
+	}
+	if o.Shim != "" {
+		if err := os.Symlink(o.Shim, filepath.Join(d.data, "bin", "containerd-shim-runc-v2")); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.configure(o); err != nil {
+		return nil, err
+	}
+	env.Watch(d.look)
+	if err := d.start(); err != nil {
+		return nil, err
+	}
+	if err := d.ready(ctx); err != nil {
+		return nil, errors.Join(err, d.Stop())
+	}
+	return d, nil
+}
+
+func (d *Docker) socket() string { return filepath.Join(d.run, "sock") }
+
+// configure writes the configuration of an administrator.
+func (d *Docker) configure(o DockerOptions) error {
+	conf := map[string]any{
+		"hosts":          []string{"unix://" + d.socket()},
+		"data-root":      filepath.Join(d.data, "root"),
+		"exec-root":      filepath.Join(d.run, "exec"),
+		"pidfile":        filepath.Join(d.run, "pid"),
+		"storage-driver": "overlay2",
+		"exec-opts":      []string{"native.cgroupdriver=cgroupfs"},
+		"cgroup-parent":  d.cgroup(),
+		"debug":          true,
+	}
+	if o.Runtime != "" {
+		conf["default-runtime"] = "kata"
+		conf["runtimes"] = map[string]any{"kata": map[string]string{"path": o.Runtime}}
+	}
+	text, err := json.MarshalIndent(conf, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(d.config, text, 0o600)
+}
+
+// cgroup is where containers go. Nothing else is in it.
+func (d *Docker) cgroup() string {
+	return "/" + filepath.Base(filepath.Dir(d.env.State)) + "-" + d.name
+}
+
+func (d *Docker) start() error {
+	log, err := os.OpenFile(d.logFile(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	d.cmd = exec.Command(dockerdProgram, "--config-file", d.config)
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	path := []string{filepath.Join(d.data, "bin"), d.env.Bin, "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
+	d.cmd.Env = append(os.Environ(), "PATH="+strings.Join(path, ":"), "KATA_CONF_FILE="+d.env.Config)
+	d.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if err := d.cmd.Start(); err != nil {
+		return fmt.Errorf("start dockerd: %w", err)
+	}
+	d.exited = make(chan error, 1)
+	go func() { d.exited <- d.cmd.Wait() }() // Stop waits for it
+	return nil
+}
+
+func (d *Docker) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	for {
+		out, err := d.Command(ctx, "version").CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		select {
+		case end := <-d.exited:
+			d.exited <- end
+			return fmt.Errorf("dockerd ended: %w\n%s", end, d.Log())
+		case <-ctx.Done():
+			return fmt.Errorf("dockerd does not answer: %w: %s\n%s", err, out, d.Log())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (d *Docker) logFile() string { return filepath.Join(d.data, "log") }
+
+// Log returns the last of what dockerd has said that was more than a remark.
+func (d *Docker) Log() string {
+	const most = 8 << 10
+	b, err := os.ReadFile(d.logFile())
+	if err != nil {
+		return err.Error()
+	}
+	var said strings.Builder
+	for line := range strings.Lines(string(b)) {
+		if !strings.Contains(line, "level=info") && !strings.Contains(line, "level=debug") {
+			said.WriteString(line)
+		}
+	}
+	return said.String()[max(0, said.Len()-most):]
+}
+
+// Stop ends the daemon in good order, and removes the bridge, which it leaves.
+func (d *Docker) Stop() error {
+	if err := d.cmd.Process.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("end dockerd: %w", err)
+	}
+	select {
+	case end := <-d.exited:
+		if _, ok := errors.AsType[*exec.ExitError](end); end != nil && !ok {
+			return fmt.Errorf("wait for dockerd: %w", end)
+		}
+	case <-time.After(readyTimeout):
+		return fmt.Errorf("dockerd does not end:\n%s", d.Log())
+	}
+	var errs []error
+	if out, err := exec.Command("ip", "link", "delete", "docker0").CombinedOutput(); err != nil {
+		errs = append(errs, fmt.Errorf("ip link delete docker0: %w: %s", err, out))
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		groups, err := filepath.Glob(pattern + d.cgroup())
+		errs = append(errs, err)
+		for _, g := range groups {
+			if err := os.Remove(g); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// look finds what containers have left.
+func (d *Docker) look(s harness.Snapshot) error {
+	for _, pattern := range []string{
+		filepath.Join(d.data, "root/containers/*"), filepath.Join(d.data, "root/overlay2/*-init"),
+		filepath.Join(d.run, "exec/containerd/daemon/io.containerd.runtime.v*/*/*"),
+		filepath.Join(d.run, "exec/runtime-*/*/*"), filepath.Join(d.run, "exec/netns/*"),
+		"/sys/fs/cgroup" + d.cgroup() + "/*/", "/sys/fs/cgroup/*" + d.cgroup() + "/*/",
+	} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, f := range slices.DeleteFunc(found, func(f string) bool { return filepath.Base(f) == "default" }) {
+			s["of "+d.name+": "+f] = true
+		}
+	}
+	return nil
+}
