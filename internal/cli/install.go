@@ -24,7 +24,7 @@ func (a *app) installCommand() *cobra.Command {
 		Args:        cobra.NoArgs,
 		Annotations: map[string]string{noConfig: "true"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := notOurs(c.Config); err != nil {
+			if err := notOurs(c.Config, "containerd"); err != nil {
 				return err
 			}
 			change, err := c.Install(cmd.Context())
@@ -40,7 +40,8 @@ func (a *app) installCommand() *cobra.Command {
 	}
 	containerdFlags(cmd, &c, &dryRun)
 	cmd.Flags().BoolVar(&c.Untrusted, "untrusted-workloads", false, "run pods that are annotated as untrusted in virtual machines too (containerd 1.x); once given it stays until the uninstall")
-	return group("install", "Put kata into the configuration of an engine", "Put kata into the configuration of an engine.", cmd)
+	const about = "Put kata into the configuration of an engine"
+	return group("install", about, about+".", append(a.engineCommands(about, install.Docker.Install, install.DropIn.Install), cmd)...)
 }
 
 func (a *app) uninstallCommand() *cobra.Command {
@@ -64,7 +65,8 @@ func (a *app) uninstallCommand() *cobra.Command {
 		},
 	}
 	containerdFlags(cmd, &c, &dryRun)
-	return group("uninstall", "Take kata out of the configuration of an engine", "Take kata out of the configuration of an engine.", cmd)
+	const about = "Take kata out of the configuration of an engine"
+	return group("uninstall", about, about+".", append(a.engineCommands(about, install.Docker.Uninstall, install.DropIn.Uninstall), cmd)...)
 }
 
 func containerdFlags(cmd *cobra.Command, c *install.Containerd, dryRun *bool) {
@@ -75,10 +77,10 @@ func containerdFlags(cmd *cobra.Command, c *install.Containerd, dryRun *bool) {
 }
 
 // notOurs refuses kata's own configuration, which need not exist.
-func notOurs(path string) error {
+func notOurs(path, engine string) error {
 	for _, own := range []string{config.File, os.Getenv(config.EnvFile)} {
 		if own != "" && filepath.Clean(path) == filepath.Clean(own) {
-			return fmt.Errorf("%s is kata's own configuration; name containerd's with --containerd-config", path)
+			return fmt.Errorf("%s is kata's own configuration; name that of the engine with --%s-config", path, engine)
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // backupSuffix is what the name of the file as it was before ends with.
@@ -24,6 +25,32 @@ type Change struct {
 	criDisabled bool
 	// pristine: Before is without our block; begun: there was no file before it.
 	pristine, begun bool
+}
+
+// observe reads a file that is to be changed; Before is nil when there is none.
+func observe(path string) (Change, error) {
+	st, err := os.Lstat(path)
+	if err == nil && !st.Mode().IsRegular() {
+		return Change{}, fmt.Errorf("%s is not a regular file; name the file itself", path)
+	}
+	ch := Change{Path: path, mode: 0o644, uid: -1, gid: -1}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return ch, nil
+	case err != nil:
+		return Change{}, err
+	}
+	ch.mode = st.Mode().Perm()
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		ch.uid, ch.gid = int(sys.Uid), int(sys.Gid)
+	}
+	if ch.Before, err = os.ReadFile(path); err != nil {
+		return Change{}, err
+	}
+	if ch.Before == nil {
+		ch.Before = []byte{}
+	}
+	return ch, nil
 }
 
 // Empty tells whether there is nothing to do.

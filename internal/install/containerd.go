@@ -1,8 +1,9 @@
 // Package install puts kata into the configuration of engines and takes it out
 // again. The command line calls it. It trusts the administrator who names the
-// file, and changes nothing of it but a block between two marks.
+// file, and changes nothing of it but a block between two marks, or one member of
+// Docker's. For Podman and CRI-O, which merge files, it is a file of its own.
 //
-// The block goes to the end of containerd's own file, not into an imported one:
+// For containerd the block goes to the end of containerd's own file, not into an imported one:
 // containerd 1.x lets an imported file replace the whole section of the CRI, so
 // that a drop-in would take away what the administrator has set there.
 package install
@@ -12,12 +13,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/seed-efd44b36/kata/deploy/containerd"
@@ -85,26 +84,9 @@ func (c Containerd) Uninstall() (Change, error) {
 
 // plan applies an edit to the configuration, in memory.
 func (c Containerd) plan(edit func(old []byte) ([]byte, error)) (Change, error) {
-	st, err := os.Lstat(c.Config)
-	if err == nil && !st.Mode().IsRegular() {
-		return Change{}, fmt.Errorf("%s is not a regular file; name the file itself with --containerd-config", c.Config)
-	}
-	ch := Change{Path: c.Config, mode: 0o644, uid: -1, gid: -1}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+	ch, err := observe(c.Config)
+	if err != nil {
 		return Change{}, err
-	default:
-		ch.mode = st.Mode().Perm()
-		if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-			ch.uid, ch.gid = int(sys.Uid), int(sys.Gid)
-		}
-		if ch.Before, err = os.ReadFile(c.Config); err != nil {
-			return Change{}, err
-		}
-		if ch.Before == nil {
-			ch.Before = []byte{}
-		}
 	}
 	_, block := divide(ch.Before)
 	ch.pristine, ch.begun = block == nil, ch.Before == nil || len(headOf(block)) > 0

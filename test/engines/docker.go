@@ -44,8 +44,9 @@ const readyTimeout = time.Minute
 type DockerOptions struct {
 	// Name is for its directories.
 	Name string
-	// Runtime is the path of the OCI runtime that containers get; empty: runc.
-	Runtime string
+	// Install makes kata-runtime the runtime of containers, which `kata install
+	// docker` puts into the configuration.
+	Install bool
 	// Shim is a program that takes the place of the shim of runc. Docker before
 	// 23 can use no other by its name.
 	Shim string
@@ -74,7 +75,7 @@ func StartDocker(ctx context.Context, env *harness.Env, o DockerOptions) (_ *Doc
 			return nil, err
 		}
 	}
-	if err := d.configure(o); err != nil {
+	if err := d.configure(ctx, o); err != nil {
 		return nil, err
 	}
 	env.Watch(d.look)
@@ -90,7 +91,7 @@ func StartDocker(ctx context.Context, env *harness.Env, o DockerOptions) (_ *Doc
 func (d *Docker) socket() string { return filepath.Join(d.run, "sock") }
 
 // configure writes the configuration of an administrator.
-func (d *Docker) configure(o DockerOptions) error {
+func (d *Docker) configure(ctx context.Context, o DockerOptions) error {
 	conf := map[string]any{
 		"hosts":          []string{"unix://" + d.socket()},
 		"data-root":      filepath.Join(d.data, "root"),
@@ -101,15 +102,21 @@ func (d *Docker) configure(o DockerOptions) error {
 		"cgroup-parent":  d.cgroup(),
 		"debug":          true,
 	}
-	if o.Runtime != "" {
+	if o.Install {
 		conf["default-runtime"] = "kata"
-		conf["runtimes"] = map[string]any{"kata": map[string]string{"path": o.Runtime}}
 	}
 	text, err := json.MarshalIndent(conf, "", "  ")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(d.config, text, 0o600)
+	if err := os.WriteFile(d.config, text, 0o600); err != nil || !o.Install {
+		return err
+	}
+	r, err := d.env.Run(ctx, nil, "kata", "install", "docker", "--docker-config", d.config)
+	if err == nil && r.Code != 0 {
+		err = fmt.Errorf("kata install docker: exit code %d: %s", r.Code, r.Stderr)
+	}
+	return err
 }
 
 // cgroup is where containers go. Nothing else is in it.

@@ -64,12 +64,12 @@ func TestDocker(t *testing.T) {
 		o    DockerOptions
 	}{
 		{"runc", DockerOptions{}},
-		{"kata", DockerOptions{Runtime: filepath.Join(env.Bin, "kata-runtime")}},
+		{"kata", DockerOptions{Install: true}},
 		{"shim", DockerOptions{Shim: filepath.Join(env.Bin, "containerd-shim-kata-v2")}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			row.o.Name = "docker-" + row.name
-			s := subject{Engine: docker(t, row.o), own: row.name == "runc", cli: row.o.Runtime != ""}
+			s := subject{Engine: docker(t, row.o), own: row.name == "runc", cli: row.o.Install}
 			if !s.own {
 				s.nameless = "Docker's name server is on the loopback of the container's network namespace, which is not the guest's"
 			}
