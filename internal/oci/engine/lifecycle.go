@@ -39,6 +39,8 @@ func (a *Verbs) startCommand() *cobra.Command {
 					return a.start(cmd.Context(), e, r)
 				case report.Stopped:
 					return errors.New("cannot start a container that has stopped")
+				case report.Paused:
+					return errors.New("cannot start a container in the paused state")
 				case report.Creating:
 					return errors.New("cannot start a container that has not been created in full")
 				default:

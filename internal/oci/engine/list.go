@@ -24,14 +24,15 @@ const hiddenPID = -1
 
 // listed is a container as runc's `list --format json` has it.
 type listed struct {
-	OCIVersion string    `json:"ociVersion"`
-	ID         string    `json:"id"`
-	PID        int       `json:"pid"`
-	Status     string    `json:"status"`
-	Bundle     string    `json:"bundle"`
-	Rootfs     string    `json:"rootfs,omitempty"`
-	Created    time.Time `json:"created"`
-	Owner      string    `json:"owner"`
+	OCIVersion  string            `json:"ociVersion"`
+	ID          string            `json:"id"`
+	PID         int               `json:"pid"`
+	Status      string            `json:"status"`
+	Bundle      string            `json:"bundle"`
+	Rootfs      string            `json:"rootfs,omitempty"`
+	Created     time.Time         `json:"created"`
+	Owner       string            `json:"owner"`
+	Annotations map[string]string `json:"annotations,omitempty"`
 	// Exit is ours: how it ended, and why if not by itself.
 	Exit *report.Exit `json:"exit,omitempty"`
 }
@@ -79,7 +80,7 @@ func (a *Verbs) list() ([]listed, error) {
 		s := stateOf(r, st)
 		list = append(list, listed{
 			OCIVersion: s.Version, ID: s.ID, PID: s.PID, Status: string(st), Bundle: s.Bundle, Rootfs: s.Rootfs,
-			Created: s.Created, Owner: ownerName(r.UID),
+			Created: s.Created, Owner: ownerName(r.UID), Annotations: r.Annotations,
 		})
 	}
 	if a.RootGiven {
