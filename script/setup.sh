@@ -12,8 +12,8 @@ fi
 run='qemu-system-x86 kmod iproute2 iptables containernetworking-plugins xz-utils'
 # What the build and the tests use: runc, crun, runsc and busybox to compare with, mmdebstrap
 # for test images, curl to fetch through a published port, containerd and procps
-# (sysctl) for the tests of the shim, docker.io for those of engines.
-dev='make gcc git ca-certificates curl runc crun runsc containerd docker.io procps busybox mmdebstrap e2fsprogs dpkg-dev libc6-dev protobuf-compiler'
+# (sysctl) for the tests of the shim, the rest for those of engines.
+dev='make gcc git ca-certificates curl runc crun runsc containerd docker.io podman netavark aardvark-dns procps busybox mmdebstrap e2fsprogs dpkg-dev libc6-dev protobuf-compiler'
 
 missing=
 for package in $run $dev; do

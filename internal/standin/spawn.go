@@ -66,9 +66,13 @@ func Spawn(o Options) (*Child, error) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = o.Stdin, o.Stdout, o.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Dir, cmd.Env = "/", program.Environment()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: o.TTY}
+	// What an engine finds by the pid must not be the host's: neither its processes
+	// nor, once joined, its files.
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid: true, Setctty: o.TTY, Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS,
+	}
 	if o.NetNS == "" {
-		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNET
+		cmd.SysProcAttr.Unshareflags |= syscall.CLONE_NEWNET
 	}
 	if err := unix.CloseRange(controlFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return nil, errors.Join(fmt.Errorf("start kata-shim: keep descriptors to ourselves: %w", err), ours.Close())

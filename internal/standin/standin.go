@@ -89,6 +89,9 @@ func Main(args []string) int {
 		return refuse(control, err)
 	}
 	defer j.close()
+	if err := hide(p.StateDir); err != nil {
+		return refuse(control, err)
+	}
 	if _, err := control.WriteString(joined + "\n"); err != nil {
 		return report.LostCode
 	}

@@ -12,10 +12,10 @@ import (
 // which takes two descriptors.
 const maxDepth = 128
 
-// copyUp makes one directory like another: its owner and mode, and what is in it.
-// Nothing is followed: entries are opened by name in an open directory, links are
+// copyUp makes one directory like another: its owner, its mode unless it has one
+// of its own, and what is in it. Nothing is followed: entries are opened by name in an open directory, links are
 // copied as they are.
-func copyUp(from, to *os.File) error {
+func copyUp(from, to *os.File, ownMode bool) error {
 	src, err := unix.Openat(int(from.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -25,7 +25,7 @@ func copyUp(from, to *os.File) error {
 		_ = unix.Close(src)
 		return err
 	}
-	if err := copyOwner(src, dst); err != nil {
+	if err := copyOwner(src, dst, ownMode); err != nil {
 		_ = unix.Close(src)
 		_ = unix.Close(dst)
 		return err
@@ -33,12 +33,12 @@ func copyUp(from, to *os.File) error {
 	return copyDirectory(os.NewFile(uintptr(src), from.Name()), os.NewFile(uintptr(dst), to.Name()), 0)
 }
 
-func copyOwner(src, dst int) error {
+func copyOwner(src, dst int, ownMode bool) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(src, &st); err != nil {
 		return err
 	}
-	if err := unix.Fchown(dst, int(st.Uid), int(st.Gid)); err != nil {
+	if err := unix.Fchown(dst, int(st.Uid), int(st.Gid)); err != nil || ownMode {
 		return err
 	}
 	return unix.Fchmod(dst, st.Mode&^unix.S_IFMT)

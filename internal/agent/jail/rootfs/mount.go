@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/seed-efd44b36/kata/internal/safepath"
@@ -50,7 +51,8 @@ func (r *root) mount(m Mount, tree *os.File, propagation uintptr) error {
 		return err
 	}
 	if m.CopyUp {
-		if err := copyUp(place, tree); err != nil {
+		ownMode := slices.ContainsFunc(m.Data, func(o string) bool { return strings.HasPrefix(o, "mode=") })
+		if err := copyUp(place, tree, ownMode); err != nil {
 			return fmt.Errorf("copy what is hidden: %w", err)
 		}
 	}
