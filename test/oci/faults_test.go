@@ -109,13 +109,17 @@ func TestCreateKilled(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			harness.Poll(t, "the step", step.reached)
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
+			stop := func() {
+				_ = cmd.Process.Kill()
+				_ = cmd.Wait()
+			}
+			t.Cleanup(stop) // also when the step is not reached
+			harness.Poll(t, "the step is reached: "+step.name, step.reached)
+			stop()
 			if res := r.do(t, "delete", "--force", id); res.code != 0 {
 				t.Errorf("delete --force: %s", res.errOut)
 			}
-			harness.Poll(t, "nothing is left", func() bool {
+			harness.PollFor(t, deadline, "nothing is left", func() bool {
 				reap()
 				s := harness.Snapshot{}
 				return shims(s) == nil && len(s) == 0 && !exists(r.root, id)() && !exists(env.State, id)()

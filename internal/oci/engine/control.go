@@ -204,6 +204,11 @@ func (a *Verbs) updateCommand() *cobra.Command {
 			})
 		},
 	}
+	l.add(cmd)
+	return cmd
+}
+
+func (l *limits) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVarP(&l.file, "resources", "r", "", "a `file` with linux.resources, or - for standard input; other flags are ignored then")
 	f.Uint64Var(&l.shares, "cpu-share", 0, "CPU shares")
@@ -222,7 +227,6 @@ func (a *Verbs) updateCommand() *cobra.Command {
 	f.Int64Var(&l.rtRuntime, "cpu-rt-runtime", 0, "refused, likewise")
 	f.StringVar(&l.l3, "l3-cache-schema", "", "refused: Intel RDT is not available in a virtual machine")
 	f.StringVar(&l.memBandwidth, "mem-bw-schema", "", "refused, likewise")
-	return cmd
 }
 
 // resources are the limits that the flags, or the file that they name, ask for.
