@@ -231,6 +231,14 @@ func (b *birth) boot(ctx context.Context) (err error) {
 
 // create creates the container in the guest and gives it to the kata-shim.
 func (b *birth) create(ctx context.Context) error {
+	// Meanwhile: to move a process takes the kernel its time.
+	followed := make(chan error, 1)
+	go func() { followed <- b.follow() }() // waited for below
+	err := b.createInGuest(ctx)
+	return errors.Join(err, <-followed)
+}
+
+func (b *birth) createInGuest(ctx context.Context) error {
 	_, err := b.client.Create(ctx, &proxyv1.CreateRequest{
 		Id: b.id, Bundle: b.rec.Bundle, Stdin: true, Stdout: true, Stderr: !b.tty, OwnHooks: true, Pids: b.place.pids, Uid: b.rec.UID,
 	})
