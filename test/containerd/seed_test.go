@@ -4,7 +4,9 @@ package containerd
 
 import (
 	_ "embed"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -17,6 +19,17 @@ import (
 //
 //go:embed testdata/seed.toml
 var seedConfig string
+
+// olderRuntimes are further ways to name kata-runtime.
+const olderRuntimes = `
+[plugins.cri.containerd.runtimes.katacli2]
+  runtime_type = "io.containerd.runc.v2"
+  [plugins.cri.containerd.runtimes.katacli2.options]
+    BinaryName = %q
+[plugins.cri.containerd.runtimes.katalinux]
+  runtime_type = "io.containerd.runtime.v1.linux"
+  runtime_engine = %q
+`
 
 // kernel runs a container in a pod and returns the kernel that it sees.
 func (p *pod) kernel(t *testing.T) string {
@@ -57,7 +70,9 @@ func TestSeedConfiguration(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return os.WriteFile(d.Config, []byte(head+seedConfig), 0o600)
+		cli := filepath.Join(env.Bin, "kata-runtime")
+		further := fmt.Sprintf(olderRuntimes, cli, cli)
+		return os.WriteFile(d.Config, []byte(head+strings.Replace(seedConfig, "/usr/bin/kata-runtime", cli, 1)+further), 0o600)
 	})
 	for _, tc := range []struct {
 		name, handler string
@@ -66,6 +81,9 @@ func TestSeedConfiguration(t *testing.T) {
 	}{
 		{name: "runc", handler: "runc", own: true},
 		{name: "kata", handler: "kata"},
+		{name: "katacli", handler: "katacli"},
+		{name: "runc.v2", handler: "katacli2"},
+		{name: "v1.linux", handler: "katalinux"},
 		{name: "untrusted", change: untrusted},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -76,6 +94,13 @@ func TestSeedConfiguration(t *testing.T) {
 			p.remove()
 		})
 	}
+	t.Run("ctr", func(t *testing.T) {
+		out, err := d.Ctr(t.Context(), "run", "--rm", "--runtime", "io.containerd.runc.v2", "--runc-binary", filepath.Join(env.Bin, "kata-runtime"),
+			"localhost/busybox:latest", "older", "uname", "-r").CombinedOutput()
+		if k := strings.TrimSpace(string(out)); err != nil || k == ownKernel(t) {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
 	harness.Poll(t, "all is gone", func() bool {
 		s := harness.Snapshot{}
 		if err := d.look(s); err != nil {
