@@ -17,6 +17,7 @@ const podmanConfig = `[engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 lock_type = "file"
+infra_image = "pause"
 runtime = %q
 tmp_dir = %q
 static_dir = %q

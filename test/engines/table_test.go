@@ -86,7 +86,9 @@ func TestPodman(t *testing.T) {
 			if err := e.Load(t.Context(), "busybox"); err != nil {
 				t.Fatal(err)
 			}
-			subject{Engine: e, podman: true, own: name == "runc", cli: name == "kata"}.check(t)
+			s := subject{Engine: e, podman: true, own: name == "runc", cli: name == "kata"}
+			s.check(t)
+			t.Run("pod", func(t *testing.T) { testPod(t, s) })
 		})
 	}
 }
