@@ -155,7 +155,6 @@ func drain(out *sync.WaitGroup, outputs []*output) {
 
 // forward passes signals on, and the size of the terminal whenever that changes.
 func (j *joint) forward(ctx context.Context, received <-chan os.Signal) {
-	j.resize(ctx)
 	for sig := range received {
 		n, ok := sig.(unix.Signal)
 		switch {

@@ -92,6 +92,7 @@ func Main(args []string) int {
 	if err := hide(p.StateDir); err != nil {
 		return refuse(control, err)
 	}
+	j.resize(ctx) // before the process can look
 	if _, err := control.WriteString(joined + "\n"); err != nil {
 		return report.LostCode
 	}

@@ -338,7 +338,7 @@ func TestRunTogether(t *testing.T) {
 			t.Errorf("%s: pid %d, in the file %q, %v", r.name, pid, b, err)
 		}
 		r.must(t, "delete", "--force", id)
-		dir := bundle(t, func(s *specs.Spec) { s.Process.Terminal = true }, "sh", "-c", "stty size; read line; echo got $line; exit 6")
+		dir := bundle(t, func(s *specs.Spec) { s.Process.Terminal = true }, "sh", "-c", "until stty size | grep 71; do sleep 0.1; done; read line; echo got $line; exit 6") // runc sets the size late
 		terminal := harness.AtTerminal(t, r.command(t, "run", "--bundle", dir, id), 71, 23)
 		terminal.See("23 71")
 		terminal.Press("a line\r")

@@ -12,6 +12,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/oci/console"
 	"github.com/seed-efd44b36/kata/internal/standin"
 	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 )
 
 // errPreserveFDs refuses a flag.
@@ -46,6 +47,9 @@ func (s *stand) check() error {
 func (s *stand) spawn(ctx context.Context) (err error) {
 	o := standin.Options{Container: s.container, Exec: s.exec, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, NetNS: s.netns}
 	if s.tty {
+		if w, h, terr := term.GetSize(int(os.Stdout.Fd())); terr == nil && s.consoleSocket == "" {
+			s.size = &specs.Box{Width: uint(w), Height: uint(h)}
+		}
 		if s.console, err = console.Open(s.size); err != nil {
 			return err
 		}
