@@ -25,6 +25,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/seed-efd44b36/kata/internal/flock"
 	"golang.org/x/sys/unix"
 )
 
@@ -349,27 +350,9 @@ func (n *Networks) lock(ctx context.Context) (*os.File, error) {
 	if err := os.MkdirAll(n.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("lock networks: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(n.Dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := flock.Exclusive(ctx, filepath.Join(n.Dir, "lock"))
 	if err != nil {
-		return nil, fmt.Errorf("lock networks: %w", err)
+		return nil, fmt.Errorf("networks: %w", err)
 	}
-	wait := time.NewTimer(0)
-	defer wait.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			_ = f.Close()
-			return nil, fmt.Errorf("lock networks: %w", ctx.Err())
-		case <-wait.C:
-		}
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			_ = f.Close()
-			return nil, fmt.Errorf("lock networks: %w", err)
-		}
-		wait.Reset(10 * time.Millisecond)
-	}
+	return f, nil
 }

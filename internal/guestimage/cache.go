@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-efd44b36/kata/internal/flock"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,26 +35,11 @@ func (c cache) lock(ctx context.Context) (unlock func(), err error) {
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make cache directory: %w", err)
 	}
-	f, err := os.OpenFile(c.path("lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := flock.Exclusive(ctx, c.path("lock"))
 	if err != nil {
-		return nil, fmt.Errorf("lock cache: %w", err)
+		return nil, fmt.Errorf("wait for another builder of the guest image: %w", err)
 	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("wait for another builder of the guest image: %w", ctx.Err())
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+	return func() { f.Close() }, nil
 }
 
 // inputs are all files and directories that an image depends on, by path, and

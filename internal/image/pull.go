@@ -16,6 +16,7 @@ import (
 	"time"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/seed-efd44b36/kata/internal/flock"
 	"github.com/seed-efd44b36/kata/internal/image/layer"
 	"golang.org/x/sys/unix"
 )
@@ -192,11 +193,11 @@ func (s *Store) findLayer(l *Layer, chain string) (bool, error) {
 // ensureLayer finds or makes the layer's directory and fills in l.
 func (s *Store) ensureLayer(ctx context.Context, l *Layer, chain string, lowers []string, b blob, p Progress, report func(Progress)) error {
 	// Whoever is second waits and then finds it done.
-	unlock, err := lock(ctx, s.path("tmp", "layer-"+l.DiffID[len("sha256:"):]+".lock"), unix.LOCK_EX)
+	lock, err := flock.Exclusive(ctx, s.path("tmp", "layer-"+l.DiffID[len("sha256:"):]+".lock"))
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer lock.Close()
 	found, err := s.findLayer(l, chain)
 	if err != nil {
 		return err

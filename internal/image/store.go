@@ -16,8 +16,8 @@ import (
 	"time"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/seed-efd44b36/kata/internal/flock"
 	"github.com/seed-efd44b36/kata/internal/image/layer"
-	"golang.org/x/sys/unix"
 )
 
 // ErrNotFound says that there is no such image in the store, the registry or
@@ -151,11 +151,11 @@ func (s *Store) readIndex() (index, error) {
 
 // changeIndex rewrites the index under its lock.
 func (s *Store) changeIndex(ctx context.Context, change func(*index) error) error {
-	unlock, err := lock(ctx, s.path("index.lock"), unix.LOCK_EX)
+	lock, err := flock.Exclusive(ctx, s.path("index.lock"))
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer lock.Close()
 	idx, err := s.readIndex()
 	if err != nil {
 		return err
@@ -266,7 +266,11 @@ func (s *Store) Hold(ctx context.Context) (release func(), err error) {
 	if err := s.prepare(); err != nil {
 		return nil, err
 	}
-	return lock(ctx, s.path("lock"), unix.LOCK_SH)
+	lock, err := flock.Shared(ctx, s.path("lock"))
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = lock.Close() }, nil
 }
 
 // GC removes layers that belong neither to an image in the index nor to a
@@ -280,11 +284,11 @@ func (s *Store) GC(ctx context.Context, dirs []string) (int, error) {
 	if err := s.prepare(); err != nil {
 		return 0, err
 	}
-	unlock, err := lock(ctx, s.path("lock"), unix.LOCK_EX)
+	lock, err := flock.Exclusive(ctx, s.path("lock"))
 	if err != nil {
 		return 0, err
 	}
-	defer unlock()
+	defer lock.Close()
 	idx, err := s.readIndex()
 	if err != nil {
 		return 0, err
@@ -348,32 +352,4 @@ func names(root *os.Root, dir string, errs *[]error) []string {
 		all = append(all, e.Name())
 	}
 	return all
-}
-
-// lock takes an advisory lock on a file, which is made if need be. The kernel
-// frees it when the process ends.
-func lock(ctx context.Context, file string, how int) (unlock func(), err error) {
-	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
-	}
-	wait := time.NewTimer(0)
-	defer wait.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			_ = f.Close()
-			return nil, fmt.Errorf("wait for lock %s: %w", file, ctx.Err())
-		case <-wait.C:
-		}
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if err == nil {
-			return func() { _ = f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			_ = f.Close()
-			return nil, fmt.Errorf("lock %s: %w", file, err)
-		}
-		wait.Reset(20 * time.Millisecond)
-	}
 }

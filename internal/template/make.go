@@ -16,15 +16,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-efd44b36/kata/internal/flock"
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"golang.org/x/sys/unix"
 )
 
 // maxFailure is how much of a failure is told.
 const maxFailure = 2000
-
-// lockPoll is how often one that waits for another maker looks again.
-const lockPoll = 50 * time.Millisecond
 
 // Make makes a template, unless it is there. boot boots the machine with the file
 // as its memory, shared, and saves its state; it returns when the machine has
@@ -48,9 +46,9 @@ func (s Store) make(ctx context.Context, info Info, boot func(ctx context.Contex
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
 		return err
 	}
-	lock, err := s.lock(ctx)
+	lock, err := flock.Exclusive(ctx, s.path(lockFile))
 	if err != nil {
-		return err
+		return fmt.Errorf("wait for the maker of another template: %w", err)
 	}
 	defer lock.Close()
 	if t, err := s.open(info.Key); err == nil {
@@ -79,8 +77,8 @@ func (s Store) make(ctx context.Context, info Info, boot func(ctx context.Contex
 // Sweep removes what killed makers have left, and failures that are no reason any
 // more not to try again. While a template is made it does nothing.
 func (s Store) Sweep() error {
-	lock, err := tryLock(s.path(lockFile))
-	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+	lock, err := flock.Try(s.path(lockFile))
+	if errors.Is(err, flock.ErrHeld) || errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
@@ -163,34 +161,6 @@ func create(name string) (*os.File, error) {
 	return os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
-// tryLock locks a file; the error wraps unix.EWOULDBLOCK if another process has it.
-func tryLock(name string) (*os.File, error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("lock %s: %w", name, err)
-	}
-	return f, nil
-}
-
-// lock waits for the lock of makers.
-func (s Store) lock(ctx context.Context) (*os.File, error) {
-	for {
-		f, err := tryLock(s.path(lockFile))
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return f, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for the maker of another template: %w", ctx.Err())
-		case <-time.After(lockPoll):
-		}
-	}
-}
-
 // Wanted tells whether it is worth a try to make the template: it is not being made,
 // and did not fail a short time ago.
 func (s Store) Wanted(key string) bool {
@@ -200,7 +170,7 @@ func (s Store) Wanted(key string) bool {
 	if _, err := os.Stat(s.path(tmpPrefix + key)); err != nil {
 		return true
 	}
-	f, err := tryLock(s.path(lockFile))
+	f, err := flock.Try(s.path(lockFile))
 	if err != nil {
 		return false
 	}

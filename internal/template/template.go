@@ -120,6 +120,12 @@ func (s Store) Find(key string) (*Template, error) {
 	return t, nil
 }
 
+// Has tells whether there is a template with the key, sound or not.
+func (s Store) Has(key string) bool {
+	_, err := os.Stat(s.path(key, infoFile))
+	return validKey(key) && err == nil
+}
+
 func (s Store) open(key string) (_ *Template, err error) {
 	if !validKey(key) {
 		return nil, ErrNone

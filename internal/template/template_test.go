@@ -160,7 +160,7 @@ func TestMakersMeet(t *testing.T) {
 			if s.Wanted(info("a").Key) {
 				t.Error("a template is wanted that is being made")
 			}
-			waited, cancel := context.WithTimeout(ctx, 2*lockPoll)
+			waited, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 			defer cancel()
 			if err := s.Make(waited, info(name), save); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("a second maker: %v", err)
