@@ -14,7 +14,8 @@
 // ends the server.
 //
 // Life cycle: Start -> Peer (the VMM's end) -> Close. The server also ends when
-// the peer hangs up; Done and Err tell.
+// the peer hangs up; Done and Err tell. Or it leaves the connection to another
+// server: Leave -> Continue. What it knows of a peer is only for its comfort.
 package fileserver
 
 import (
@@ -35,7 +36,8 @@ import (
 type Server struct {
 	root  *os.File // O_PATH
 	conn  int      // our end, closed by Close
-	peer  *os.File
+	peer  *os.File // nil if another server has had it
+	leave int      // eventfd: something is in it when no more is to be served
 	files numbers
 
 	closing atomic.Bool
@@ -46,8 +48,29 @@ type Server struct {
 
 // Start serves the directory dir, and what is mounted in it, now or later.
 func Start(dir string) (*Server, error) {
-	s, err := open(dir)
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
+		return nil, fmt.Errorf("start file server of %s: %w", dir, os.NewSyscallError("socketpair", err))
+	}
+	return start(dir, ends[0], os.NewFile(uintptr(ends[1]), "share"))
+}
+
+// Continue is Start for a connection that another server has left. It works on a
+// duplicate of the file.
+func Continue(dir string, left *os.File) (*Server, error) {
+	conn, err := unix.FcntlInt(left.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("start file server of %s: %w", dir, os.NewSyscallError("dup", err))
+	}
+	return start(dir, conn, nil)
+}
+
+// start serves at conn, which it closes in the end.
+func start(dir string, conn int, peer *os.File) (*Server, error) {
+	s, err := open(dir, conn, peer)
+	if err != nil {
+		_ = unix.Close(conn)
+		_ = peer.Close()
 		return nil, fmt.Errorf("start file server of %s: %w", dir, err)
 	}
 	begun := make(chan error)
@@ -63,8 +86,10 @@ func Start(dir string) (*Server, error) {
 			begun <- nil
 			return t.serve()
 		})
-		// The peer must not wait for answers.
-		_ = unix.Shutdown(s.conn, unix.SHUT_RDWR)
+		if !errors.Is(err, errLeft) {
+			// The peer must not wait for answers.
+			_ = unix.Shutdown(s.conn, unix.SHUT_RDWR)
+		}
 		if !started {
 			begun <- err
 		} else if !s.closing.Load() {
@@ -79,19 +104,18 @@ func Start(dir string) (*Server, error) {
 	return s, nil
 }
 
-func open(dir string) (*Server, error) {
+func open(dir string, conn int, peer *os.File) (*Server, error) {
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	leave, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		unix.Close(root)
-		return nil, os.NewSyscallError("socketpair", err)
+		return nil, os.NewSyscallError("eventfd", err)
 	}
 	return &Server{
-		root: os.NewFile(uintptr(root), dir),
-		conn: ends[0], peer: os.NewFile(uintptr(ends[1]), "share"),
+		root: os.NewFile(uintptr(root), dir), conn: conn, peer: peer, leave: leave,
 		files: newNumbers(), done: make(chan struct{}),
 	}, nil
 }
@@ -111,17 +135,48 @@ func (s *Server) Close() {
 	s.close.Do(func() {
 		s.closing.Store(true)
 		_ = unix.Shutdown(s.conn, unix.SHUT_RDWR)
-		<-s.done
-		unix.Close(s.conn)
-		_ = s.root.Close() // holds no data
+		s.end()
 	})
 	<-s.done
+}
+
+// errLeft ends a server that is to leave the connection to another.
+var errLeft = errors.New("left to another server")
+
+// Leave ends the server, whose peer must not be about to ask anything, and returns
+// its end of the connection for Continue. The caller closes it.
+func (s *Server) Leave() (left *os.File, err error) {
+	err = errors.New("file server has ended")
+	s.close.Do(func() {
+		s.closing.Store(true)
+		if _, err = unix.Write(s.leave, binary.NativeEndian.AppendUint64(nil, 1)); err != nil {
+			_ = unix.Shutdown(s.conn, unix.SHUT_RDWR)
+		}
+		<-s.done
+		var fd int
+		if fd, err = unix.FcntlInt(uintptr(s.conn), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			left = os.NewFile(uintptr(fd), "share")
+		}
+		s.end()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("leave file server: %w", err)
+	}
+	return left, nil
+}
+
+// end closes all that is open when nothing is served any more.
+func (s *Server) end() {
+	<-s.done
+	unix.Close(s.conn)
+	unix.Close(s.leave)
+	_ = s.root.Close() // holds no data
 }
 
 // serve answers until the peer hangs up.
 func (w *worker) serve() error {
 	defer w.removed.clear()
-	in := bufio.NewReaderSize(socket(w.server.conn), headerBytes+maxBody)
+	in := bufio.NewReaderSize(socket{w.server.conn, w.server.leave}, headerBytes+maxBody)
 	for {
 		header, err := in.Peek(headerBytes)
 		if errors.Is(err, io.EOF) && len(header) == 0 {
@@ -183,13 +238,22 @@ func (w *worker) send(message []byte) error {
 	return nil
 }
 
-// socket reads from a descriptor that blocks: what is served is one request
-// after the other, on a thread that has nothing else to do.
-type socket int
+// socket reads from a descriptor that blocks, until there is something in leave:
+// what is served is one request after the other, on a thread that has nothing else
+// to do.
+type socket struct{ conn, leave int }
 
 func (s socket) Read(p []byte) (int, error) {
 	for {
-		n, err := unix.Read(int(s), p)
+		ready := []unix.PollFd{{Fd: int32(s.conn), Events: unix.POLLIN}, {Fd: int32(s.leave), Events: unix.POLLIN}}
+		_, err := unix.Poll(ready, -1)
+		if err == nil && ready[0].Revents == 0 {
+			return 0, errLeft
+		}
+		n := 0
+		if err == nil {
+			n, err = unix.Read(s.conn, p)
+		}
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:

@@ -270,3 +270,37 @@ func TestADirectoryIsNoWayUp(t *testing.T) {
 		}
 	}
 }
+
+// TestLeave: another server goes on with the connection, for another directory.
+func TestLeave(t *testing.T) {
+	p := serving(t)
+	p.write("file", "of the first")
+	p.must(opLstat, "file")
+	left, err := p.server.Leave()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.server.Leave(); err == nil {
+		t.Error("a server has left twice")
+	}
+	if err := p.server.Err(); err != nil {
+		t.Errorf("the end of the first: %v", err)
+	}
+	p.dir = t.TempDir()
+	s, err := Continue(p.dir, left)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := left.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.ask(opLstat, "file"); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a file of the first server's directory: %v", err)
+	}
+	p.write("file", "of the second")
+	p.must(opLstat, "file")
+	s.Close()
+	if err := s.Err(); err != nil {
+		t.Errorf("the end of the second: %v", err)
+	}
+}

@@ -29,6 +29,7 @@ type Attachment struct {
 	// namespace: the index of the first.
 	group int
 	own   bool             // the namespace goes, and the taps with it
+	given *Devices         // the machine's devices, if it runs already
 	told  *agentv1.Network // what the guest was told last
 }
 
@@ -56,17 +57,19 @@ type NIC struct {
 // as many as asked for: those that are left over are for interfaces that come
 // later. The caller closes the attachment after the VMM has ended.
 func Attach(ctx context.Context, path string, least int) (*Attachment, error) {
-	return attachTo(ctx, path, least, false)
+	return (&Attachment{}).to(ctx, path, least)
 }
 
 // AttachOwn is Attach for a namespace that is taken down after the attachment is
 // closed: its taps are left in it. To remove one makes the kernel wait for 15 ms and
 // more; with the namespace it does so when nobody waits.
 func AttachOwn(ctx context.Context, path string, least int) (*Attachment, error) {
-	return attachTo(ctx, path, least, true)
+	return (&Attachment{own: true}).to(ctx, path, least)
 }
 
-func attachTo(ctx context.Context, path string, least int, own bool) (*Attachment, error) {
+// to attaches the namespace at path. Afterwards an attachment that there was an error
+// with is of no use.
+func (a *Attachment) to(ctx context.Context, path string, least int) (*Attachment, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("attach network namespace %s: %w", path, err)
 	}
@@ -74,7 +77,13 @@ func attachTo(ctx context.Context, path string, least int, own bool) (*Attachmen
 	if err != nil {
 		return nil, err
 	}
-	a := &Attachment{ns: ns, own: own}
+	a.ns = ns
+	if a.given != nil {
+		err = a.given.moveTo(ns, a.own)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attach network namespace %s: %w", path, errors.Join(err, a.Close()))
+	}
 	err = inNS(ns, func() (err error) {
 		if err := a.attach(least); err != nil {
 			return err
@@ -101,11 +110,16 @@ func Idle(n int) (*Attachment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make network devices: %w", errors.Join(err, a.Close()))
 	}
+	a.idle()
+	return a, nil
+}
+
+// idle makes the guest be told of devices only.
+func (a *Attachment) idle() {
 	a.told = &agentv1.Network{}
 	for _, n := range a.nics {
 		a.told.Idle = append(a.told.Idle, n.mac.String())
 	}
-	return a, nil
 }
 
 // attach runs in the namespace.
@@ -160,7 +174,14 @@ func (a *Attachment) addNIC() (*nic, error) {
 	if len(a.nics) == maxNICs {
 		return nil, fmt.Errorf("more than %d interfaces: %w", maxNICs, ErrUnsupported)
 	}
-	f, name, err := openTap(a.own)
+	var f *os.File
+	var name string
+	var err error
+	if a.given != nil {
+		f, name, err = a.given.take(len(a.nics))
+	} else {
+		f, name, err = openTap(a.own)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -458,8 +458,27 @@ func TestFrames(t *testing.T) {
 	must(t, crashed.nics[0].file.Close())
 	crashed.ns.Close()
 
+	t.Run("a machine to be", func(t *testing.T) {
+		testFrames(t, path, func() (*Attachment, error) { return Attach(t.Context(), path, 1) })
+	})
+	t.Run("a machine that runs", func(t *testing.T) {
+		own := newNS(t, "waiting")
+		first, err := AttachOwn(t.Context(), own, 1)
+		must(t, err)
+		d, err := first.Devices()
+		must(t, err)
+		must(t, first.Close())
+		testFrames(t, path, func() (*Attachment, error) { return d.Attach(t.Context(), path) })
+		must(t, d.NS.Close())
+		must(t, d.Taps[0].Close())
+	})
+}
+
+// testFrames sends frames through an attachment of a pod, which it ends.
+func testFrames(t *testing.T, path string, attach func() (*Attachment, error)) {
+	t.Helper()
 	before := links(t, path)
-	a, err := Attach(t.Context(), path, 1)
+	a, err := attach()
 	must(t, err)
 	defer a.Close()
 	nic := a.NICs()[0]

@@ -30,6 +30,9 @@ type ServerConfig struct {
 	// Place, if set, puts the process into the sandbox's cgroup; see
 	// supervise.Command.
 	Place func(*syscall.SysProcAttr) error
+	// Left, when set, is the connection that another server of 9p has left, in
+	// place of all others.
+	Left *os.File
 }
 
 // Server serves a shared directory to one VMM. It is virtiofsd, which also ends
@@ -75,12 +78,12 @@ func findServer(configured string) (string, error) {
 // Serve starts a server of the shared directory. From then on Storage describes
 // what the guest mounts.
 func (d *Dir) Serve(ctx context.Context, c ServerConfig) (*Server, error) {
-	if c.FS == "9p" {
-		return d.serve9P()
+	if c.FS == "9p" || c.Left != nil {
+		return d.serve9P(c.Left)
 	}
 	path, err := findServer(c.Daemon)
 	if errors.Is(err, fs.ErrNotExist) && c.FS == "auto" && c.Daemon == "" {
-		return d.serve9P()
+		return d.serve9P(nil)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("virtio-fs: %w", err)
@@ -88,8 +91,13 @@ func (d *Dir) Serve(ctx context.Context, c ServerConfig) (*Server, error) {
 	return d.serveVirtioFS(ctx, path, c)
 }
 
-func (d *Dir) serve9P() (*Server, error) {
-	files, err := fileserver.Start(d.path)
+func (d *Dir) serve9P(left *os.File) (_ *Server, err error) {
+	var files *fileserver.Server
+	if left != nil {
+		files, err = fileserver.Continue(d.path, left)
+	} else {
+		files, err = fileserver.Start(d.path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("9p: %w", err)
 	}
@@ -167,7 +175,7 @@ func fileLimit() (uint64, error) {
 func (s *Server) Socket() string { return s.socket }
 
 // Peer is the VMM's end of the connection to a server of 9p, which whoever has
-// passed it on closes; nil with virtio-fs.
+// passed it on closes; nil with virtio-fs, and where another server has had it.
 func (s *Server) Peer() *os.File {
 	if s.files == nil {
 		return nil
@@ -194,6 +202,15 @@ func (s *Server) Err() error {
 	default:
 		return errors.New("the virtual machine has hung up")
 	}
+}
+
+// Leave ends a server of 9p that is asked for nothing, and returns the connection for
+// another one. The caller closes it.
+func (s *Server) Leave() (*os.File, error) {
+	if s.files == nil {
+		return nil, fmt.Errorf("leave virtiofsd: %w", errors.ErrUnsupported)
+	}
+	return s.files.Leave()
 }
 
 // closeGrace is what a daemon gets to end by itself after SIGTERM.

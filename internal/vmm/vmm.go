@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/seed-efd44b36/kata/internal/supervise"
 	"github.com/seed-efd44b36/kata/internal/tail"
 )
 
@@ -75,6 +76,9 @@ type Config struct {
 	// that one and goes on where it was stopped. All of Config but ID, Dir and files
 	// has to be as it was there.
 	State *os.File
+	// Running, when set, is a machine of this Config that another process has
+	// started: Start takes it over.
+	Running *Running
 	// Place, when set, is called on the thread that forks a process of the
 	// driver, right before: it puts the thread, or by the attributes the process,
 	// into the sandbox's host cgroup.
@@ -149,6 +153,48 @@ type Saver interface {
 	// Save stops the machine, whose Config has to have Memory, and writes the
 	// state of its devices to the file. Afterwards it can only be killed.
 	Save(ctx context.Context, state *os.File) error
+}
+
+// Running is a machine that runs while it changes hands: what its next owner needs
+// to go on with it. The process that started it remains the VMM's parent.
+type Running struct {
+	// Monitor is the VMM's control connection, Agent the agent's port, with nothing
+	// on it, and Console the guest's console. Start works on
+	// duplicates.
+	Monitor, Agent, Console *os.File
+	// Process is the VMM's process; the machine owns it from Start on.
+	Process Process
+}
+
+// Close closes the files, not the machine.
+func (r Running) Close() error {
+	var errs []error
+	for _, f := range []*os.File{r.Monitor, r.Agent, r.Console} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Process is a VMM's process, a child of ours or of another process.
+type Process interface {
+	PID() int
+	// Done is closed when it has ended, and what its parent had made for it is
+	// removed; then Exit and Stderr, the tail of its output, are final.
+	Done() <-chan struct{}
+	Exit() supervise.Exit
+	Stderr() []byte
+	// Kill sends SIGKILL.
+	Kill()
+}
+
+// Giver is implemented by machines of drivers that can hand them over.
+type Giver interface {
+	// Give returns what the next owner needs. The agent's port must have been
+	// left, and is not asked for again. Of the machine there is nothing any more
+	// but PIDs, Done and Kill; the caller closes the files.
+	Give() (Running, error)
 }
 
 // Machine is one virtual machine.

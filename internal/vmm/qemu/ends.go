@@ -66,17 +66,12 @@ func (e *ends) pair(name string) (*net.UnixConn, *os.File, error) {
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name)
 	e.made = append(e.made, theirs)
-	conn, err := net.FileConn(ours) // a duplicate
+	conn, err := unixConn(ours)
 	_ = ours.Close()
 	if err != nil {
 		return nil, nil, fmt.Errorf("make the %s connection: %w", name, err)
 	}
-	unixConn, ok := conn.(*net.UnixConn)
-	if !ok {
-		_ = conn.Close()
-		return nil, nil, fmt.Errorf("make the %s connection: not a unix socket", name)
-	}
-	return unixConn, theirs, nil
+	return conn, theirs, nil
 }
 
 // connect returns a connection to a unix socket as a file.

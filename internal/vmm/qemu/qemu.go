@@ -44,14 +44,15 @@ type Machine struct {
 
 	mu      sync.Mutex
 	phase   phase
-	proc    *supervise.Process // from Start on
-	monitor *qmp.Client        // from Start on
-	agent   net.Conn           // until it is asked for
-	disks   map[string]*disk   // by id
-	moved   chan string        // how a migration ended; buffered
-	killed  bool               // Kill came before QEMU's end was seen
-	reason  string             // of QEMU's last SHUTDOWN event
-	exit    vmm.Exit           // written before done is closed
+	proc    vmm.Process      // from Start on
+	monitor *qmp.Client      // from Start on
+	agent   net.Conn         // until it is asked for
+	ends    *ends            // from Start on; ours are open until the end
+	disks   map[string]*disk // by id
+	moved   chan string      // how a migration ended; buffered
+	killed  bool             // Kill came before QEMU's end was seen
+	reason  string           // of QEMU's last SHUTDOWN event
+	exit    vmm.Exit         // written before done is closed
 }
 
 type phase int
@@ -87,7 +88,11 @@ func (m *Machine) Start(ctx context.Context) error {
 	m.phase = started
 	m.mu.Unlock()
 
-	if err := m.start(ctx); err != nil {
+	start := m.start
+	if m.cfg.Running != nil {
+		start = m.takeOver
+	}
+	if err := start(ctx); err != nil {
 		return fmt.Errorf("start virtual machine: %w", err)
 	}
 	return nil
@@ -141,7 +146,7 @@ func (m *Machine) start(ctx context.Context) error {
 		return err
 	}
 	m.mu.Lock()
-	m.proc, m.agent = proc, ends.agent
+	m.proc, m.agent, m.ends = proc, ends.agent, ends
 	if m.killed {
 		proc.Kill()
 	}
@@ -221,7 +226,7 @@ func (m *Machine) event(e qmp.Event) {
 }
 
 // watch waits for QEMU's end, reads what it left, and says why it ended.
-func (m *Machine) watch(proc *supervise.Process, reading *sync.WaitGroup, e *ends) {
+func (m *Machine) watch(proc vmm.Process, reading *sync.WaitGroup, e *ends) {
 	<-proc.Done()
 	reading.Wait() // the console ends with QEMU, the only one to hold its other end
 	_ = e.console.Close()

@@ -79,13 +79,7 @@ type reply struct {
 // commands. Events go to handler, which is called by the reader: it must return
 // soon, and must not call Execute. On error conn is closed.
 func Connect(ctx context.Context, conn *net.UnixConn, handler func(Event)) (*Client, error) {
-	c := &Client{
-		conn:    conn,
-		handler: handler,
-		done:    make(chan struct{}),
-		writing: make(chan struct{}, 1),
-		waiting: make(map[uint64]chan reply),
-	}
+	c := newClient(conn, handler)
 	d := newDecoder(conn)
 	stop := interrupt(ctx, conn.SetReadDeadline)
 	m, err := d.next()
@@ -106,6 +100,33 @@ func Connect(ctx context.Context, conn *net.UnixConn, handler func(Event)) (*Cli
 		return nil, fmt.Errorf("connect to qmp: %w", err)
 	}
 	return c, nil
+}
+
+// Continue is Connect for a connection that another Client has left.
+func Continue(conn *net.UnixConn, handler func(Event)) *Client {
+	c := newClient(conn, handler)
+	go c.read(newDecoder(conn)) // ends with the connection; Close waits for it
+	return c
+}
+
+func newClient(conn *net.UnixConn, handler func(Event)) *Client {
+	return &Client{
+		conn:    conn,
+		handler: handler,
+		done:    make(chan struct{}),
+		writing: make(chan struct{}, 1),
+		waiting: make(map[uint64]chan reply),
+	}
+}
+
+// Leave ends the client, but not the connection, which it returns: another one may
+// Continue it. No command may be under way.
+func (c *Client) Leave() (*os.File, error) {
+	conn, err := c.conn.File() // a duplicate
+	if err != nil {
+		return nil, fmt.Errorf("leave qmp: %w", err)
+	}
+	return conn, c.Close()
 }
 
 // Execute sends a command and returns its answer. The error wraps *Error if

@@ -34,6 +34,7 @@ func Run(t *testing.T, d Driver) {
 		{"VirtioFS", testVirtioFS},
 		{"Tap", testTap},
 		{"Clone", testClone},
+		{"HandOver", testHandOver},
 		{"CannotRestore", testCannotRestore},
 	} {
 		t.Run(test.name, func(t *testing.T) {
