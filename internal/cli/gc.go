@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/cleanup"
@@ -22,7 +23,12 @@ func (a *app) gcCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewTextHandler(a.errOut, &slog.HandlerOptions{Level: slog.LevelWarn}))
 			rep, err := cleanup.GC(cmd.Context(), a.conf.Runtime.StateDir, log, proxy.Releasers(a.conf))
+			rep.Alive = slices.DeleteFunc(rep.Alive, owner.IsClone)
 			fmt.Fprintf(a.out, "sandboxes: %d removed, %d running, %d kept\n", len(rep.Removed), len(rep.Alive), len(rep.Kept))
+			if n, derr := owner.Trim(cmd.Context(), a.conf); n > 0 || derr != nil {
+				fmt.Fprintf(a.out, "warm clones: %d dismissed\n", n)
+				err = errors.Join(err, derr)
+			}
 			err = errors.Join(err, a.containers.sweep(), owner.Store(a.conf).Sweep())
 			dirs, derr := a.containers.dirs()
 			if derr != nil {

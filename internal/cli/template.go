@@ -48,7 +48,7 @@ func (a *app) templateCreate() *cobra.Command {
 func (a *app) templateList() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "List templates",
+		Short: "List templates, and how many warm clones of each wait",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			list, problems, err := owner.Store(a.conf).List()
@@ -56,10 +56,11 @@ func (a *app) templateList() *cobra.Command {
 				return err
 			}
 			w := tabwriter.NewWriter(a.out, 0, 0, 3, ' ', 0)
-			fmt.Fprintln(w, "KEY\tMEMORY\tCPUS\tNICS\tMACHINE\tKERNEL\tCREATED\tUSED\tDISK")
+			fmt.Fprintln(w, "KEY\tMEMORY\tCPUS\tNICS\tMACHINE\tKERNEL\tCREATED\tUSED\tDISK\tWARM")
+			warm := owner.Warm(a.conf)
 			for _, t := range list {
-				fmt.Fprintf(w, "%s\t%d MiB\t%d\t%d\t%s\t%s\t%s ago\t%s ago\t%d MiB\n",
-					t.Key, t.MemoryMiB, t.CPUs, t.NICs, t.Machine, t.Kernel, age(t.Created), age(t.Used), t.Bytes>>20)
+				fmt.Fprintf(w, "%s\t%d MiB\t%d\t%d\t%s\t%s\t%s ago\t%s ago\t%d MiB\t%d\n",
+					t.Key, t.MemoryMiB, t.CPUs, t.NICs, t.Machine, t.Kernel, age(t.Created), age(t.Used), t.Bytes>>20, warm[t.Key])
 			}
 			if err := w.Flush(); err != nil {
 				return err
@@ -106,10 +107,10 @@ func (a *app) templateVerify() *cobra.Command {
 func (a *app) templateRemove() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rm KEY...",
-		Short: "Remove templates; sandboxes that were made from them go on",
+		Short: "Remove templates, and warm clones of them; sandboxes that were made from them go on",
 		Args:  cobra.MinimumNArgs(1),
-		RunE: func(_ *cobra.Command, keys []string) error {
-			return eachKey(keys, owner.Store(a.conf).Remove)
+		RunE: func(cmd *cobra.Command, keys []string) error {
+			return eachKey(keys, func(key string) error { return owner.RemoveTemplate(cmd.Context(), a.conf, key) })
 		},
 	}
 }

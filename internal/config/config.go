@@ -52,6 +52,9 @@ type Factory struct {
 	// EnableTemplate: sandboxes are made from saved machines. The first one of its
 	// kind boots, and a template of it is made meanwhile.
 	EnableTemplate bool `toml:"enable_template"`
+	// VMCacheNumber is how many machines wait for a sandbox, with code that has been
+	// run already; 0: none. Each takes memory as a sandbox does.
+	VMCacheNumber int `toml:"vm_cache_number"`
 }
 
 // Runtime says where things are and how long they may take.

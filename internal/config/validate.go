@@ -63,6 +63,7 @@ func (c *checker) optionalPath(key, value string) {
 func (c Config) problems() []*Error {
 	var k checker
 	c.Hypervisor.check(&k)
+	c.Factory.check(&k)
 	c.Runtime.check(&k)
 	c.Network.check(&k)
 	return k.problems
@@ -91,6 +92,13 @@ func (h Hypervisor) check(k *checker) {
 	k.optionalPath("hypervisor.virtio_fs_daemon", h.VirtioFSDaemon)
 	k.oneOf("hypervisor.vsock", h.Vsock, "auto", "on", "off")
 	k.oneOf("hypervisor.vhost_net", h.VhostNet, "auto", "on", "off")
+}
+
+func (f Factory) check(k *checker) {
+	k.within("factory.vm_cache_number", f.VMCacheNumber, 0, 64, "")
+	if f.VMCacheNumber > 0 && !f.EnableTemplate {
+		k.report("factory.vm_cache_number", "is set without factory.enable_template, of which warm clones are made")
+	}
 }
 
 func (r Runtime) check(k *checker) {

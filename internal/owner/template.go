@@ -14,14 +14,15 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 
 	"github.com/seed-efd44b36/kata/internal/config"
-	"github.com/seed-efd44b36/kata/internal/network"
 	"github.com/seed-efd44b36/kata/internal/program"
 	"github.com/seed-efd44b36/kata/internal/resources"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/joint"
 	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
 	"github.com/seed-efd44b36/kata/internal/template"
 	"github.com/seed-efd44b36/kata/internal/vmm"
@@ -32,8 +33,9 @@ import (
 // templateBytes is what templates may take of the disk.
 const templateBytes = 4 << 30
 
-// makerNice is the priority of who makes a template, and of its machine.
-const makerNice = 5
+// makerNice is the priority of who makes a template or a warm clone unasked, and of
+// its machine.
+const makerNice = 10
 
 // TemplateFlag is the flag of kata-proxy that makes a template of the Request on
 // its standard input.
@@ -93,6 +95,9 @@ func (t templates) Want(ctx context.Context, c vmm.Config) error {
 	if err != nil || !t.store.Wanted(k) {
 		return err
 	}
+	if n := t.conf.Factory.VMCacheNumber; n > 0 && t.store.Has(k) && (memoryIsLow() || len(kind(Request{Config: t.conf, Key: k})) >= n) {
+		return nil
+	}
 	_, err = AskForTemplate(ctx, Request{
 		Config: t.conf, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs, NICs: len(c.NICs), Detached: true, Key: k,
 	})
@@ -114,7 +119,7 @@ func AskForTemplate(ctx context.Context, r Request) (key string, err error) {
 		return "", fmt.Errorf("encode request: %w", err)
 	}
 	var said bytes.Buffer
-	cmd := exec.CommandContext(ctx, path, "--"+TemplateFlag)
+	cmd := exec.CommandContext(ctx, path, makerArgs(r)...)
 	cmd.Stdin, cmd.Stdout, cmd.Dir, cmd.Env = bytes.NewReader(request), &said, "/", program.Environment()
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	// What it mounts for the machine is seen by it alone and ends with it.
@@ -129,6 +134,10 @@ func AskForTemplate(ctx context.Context, r Request) (key string, err error) {
 	}
 	return text, nil
 }
+
+// makerArgs are the arguments of who makes what is requested. The last one tells people
+// whose it is.
+func makerArgs(r Request) []string { return []string{"--" + TemplateFlag, r.Config.Runtime.StateDir} }
 
 // MakerMain is kata-proxy as the maker of a template, of the request on its
 // standard input. It prints the key, or what went wrong.
@@ -155,18 +164,21 @@ func answer(in io.Reader) (key string, err error) {
 		}
 		return "", detach(r)
 	}
-	defer func() {
-		if err != nil && r.Key != "" {
-			Store(r.Config).Failed(r.Key, err)
-		}
-	}()
-	// Whoever has just booted a machine for want of a template comes first.
-	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, makerNice); err != nil {
-		return "", fmt.Errorf("lower the priority: %w", err)
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	return MakeTemplate(ctx, r, slog.New(slog.DiscardHandler))
+	wanted := r.Key
+	size, err := r.make(ctx, slog.New(slog.DiscardHandler))
+	switch {
+	case err != nil && wanted != "":
+		Store(r.Config).Failed(wanted, err)
+		return "", err
+	case err != nil || r.Config.Factory.VMCacheNumber == 0:
+		return r.Key, err
+	case wanted == "":
+		// Whoever asked waits for the template only.
+		return r.Key, refill(ctx, r)
+	}
+	return r.Key, keep(ctx, r, sandbox.Warm{Size: size, NICs: r.NICs})
 }
 
 // detach starts a process for the request and does not wait for it: this one's
@@ -189,53 +201,56 @@ func detach(r Request) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(self, "--"+TemplateFlag)
+	cmd := exec.Command(self, makerArgs(r)...)
 	cmd.Stdin, cmd.Dir, cmd.Env = in, "/", program.Environment()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// Those who start something now come first. The priority is a thread's, and
+	// inherited from the one that forks.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, makerNice); err != nil {
+		return fmt.Errorf("lower the priority: %w", err)
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	return cmd.Process.Release()
 }
 
-// MakeTemplate makes a template, if it is not there, and returns its key.
-func MakeTemplate(ctx context.Context, r Request, log *slog.Logger) (string, error) {
+// make makes a template, if it is not there. It sets the key, and returns the size of
+// the machine.
+func (r *Request) make(ctx context.Context, log *slog.Logger) (size resources.VM, err error) {
 	conf := r.Config
 	images, err := builder(conf, log)
 	if err != nil {
-		return "", err
+		return size, err
 	}
 	img, err := images.Ensure(ctx)
 	if err != nil {
-		return "", fmt.Errorf("guest image: %w", err)
+		return size, fmt.Errorf("guest image: %w", err)
 	}
 	accel := vmm.Accel(conf.Hypervisor.Accel)
 	if accel == vmm.AccelAuto {
 		accel = detectAccel(ctx, conf, log)
 	}
-	size := machine.Class(resources.VM{
+	size = machine.Class(resources.VM{
 		MemoryMiB: cmp.Or(r.MemoryMiB, conf.Hypervisor.DefaultMemory), CPUs: cmp.Or(r.CPUs, conf.Hypervisor.DefaultVCPUs),
 	})
 	cfg := machine.Config(conf.Hypervisor, img, accel, size)
 	cfg.MachineType = machine.Type(conf.Hypervisor.MachineType, img.Kernel, r.NICs)
-	for i := range r.NICs {
-		nic := vmm.NIC{MAC: network.DeviceMAC(i).String(), Tap: os.Stdin} // any file
-		if machine.Use(conf.Hypervisor.VhostNet, "/dev/vhost-net") {
-			nic.VhostNet = os.Stdin
-		}
-		cfg.NICs = append(cfg.NICs, nic)
-	}
+	cfg.NICs = joint.Placeholders(r.NICs, machine.Use(conf.Hypervisor.VhostNet, "/dev/vhost-net"))
 	k, err := key(cfg)
 	if err != nil {
-		return "", err
+		return size, err
 	}
+	r.Key = k
 	info := template.Info{
 		Key: k, MemoryMiB: size.MemoryMiB, CPUs: size.CPUs, NICs: r.NICs,
 		Machine: cfg.MachineType + "," + string(accel), Kernel: img.Kernel.Version,
 	}
-	return k, Store(conf).Make(ctx, info, func(ctx context.Context, memory, state *os.File) error {
+	return size, Store(conf).Make(ctx, info, func(ctx context.Context, memory, state *os.File) error {
 		return save(ctx, conf, sandbox.Save{
-			Size: size, NICs: r.NICs, Memory: memory, State: state,
+			Warm: sandbox.Warm{Size: size, NICs: r.NICs}, Memory: memory, State: state,
 			Check: func(c vmm.Config) error {
 				if actual, err := key(c); err != nil || actual != k {
 					return errors.Join(err, errors.New("the machine is of another kind than it was to be"))

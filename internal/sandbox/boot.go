@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -16,18 +15,15 @@ import (
 	"github.com/seed-efd44b36/kata/internal/guestimage"
 	"github.com/seed-efd44b36/kata/internal/mirror"
 	"github.com/seed-efd44b36/kata/internal/resources"
+	"github.com/seed-efd44b36/kata/internal/sandbox/enclosure"
+	"github.com/seed-efd44b36/kata/internal/sandbox/failure"
 	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/spec"
+	"github.com/seed-efd44b36/kata/internal/template"
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
-)
-
-const (
-	// hostOverheadMiB is what kata-proxy, the VMM (translated code included)
-	// and the file server may use beside the guest's memory.
-	hostOverheadMiB = 512
 )
 
 // BootOptions describe the virtual machine.
@@ -55,17 +51,33 @@ type BootOptions struct {
 	// Save makes Boot save the machine once its agent is at rest, instead of
 	// preparing it for containers. Such a sandbox is of no further use.
 	Save *Save
+	// Warm makes Boot stop at a guest that has run a container and has no host. Give
+	// is all that can be done with such a sandbox.
+	Warm *Warm
+}
+
+// Warm says which machine is to wait for a sandbox.
+type Warm struct {
+	// Size of the machine, NICs the number of its network devices.
+	Size resources.VM
+	NICs int
 }
 
 // Save says which machine to save, and where to.
 type Save struct {
-	// Size of the machine, NICs the number of its network devices.
-	Size resources.VM
-	NICs int
+	Warm
 	// Memory is an empty file of the size of the memory, State an empty one.
 	Memory, State *os.File
 	// Check is called with what the machine is to be.
 	Check func(vmm.Config) error
+}
+
+// ahead is the machine that is made ahead of a sandbox; nil: it is made for one.
+func (o BootOptions) ahead() *Warm {
+	if o.Save != nil {
+		return &o.Save.Warm
+	}
+	return o.Warm
 }
 
 // Pod is what the containers have of a sandbox that is a pod: namespaces that a
@@ -91,8 +103,11 @@ func (s *Sandbox) Boot(ctx context.Context, o BootOptions) error {
 		return s.explain(err)
 	}
 	s.mu.Lock()
-	s.booted, s.pod = true, o.Pod
+	s.booted, s.pod = o.Warm == nil, o.Pod
 	s.mu.Unlock()
+	if o.Warm != nil {
+		return nil
+	}
 	s.saveState()
 	if s.want != nil {
 		if err := s.want(ctx); err != nil {
@@ -124,6 +139,9 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 	if err := s.launch(ctx, img, size, o); err != nil {
 		return err
 	}
+	if o.Warm != nil {
+		return s.cgroup.Entered()
+	}
 	if o.Save == nil {
 		s.background.Go(s.watchLink)
 	}
@@ -134,22 +152,27 @@ func (s *Sandbox) boot(ctx context.Context, o BootOptions) error {
 		_, err := s.guest.WriteVolume(ctx, r)
 		return guest.Error(err, false)
 	}, s.log)
-	s.undo.Push("copies of volumes", func(context.Context) error { s.mirrors.Close(); return nil })
-	if err := <-s.entered; err != nil {
-		return fmt.Errorf("host cgroup: %w", err)
-	}
-	// After the boot, which would only take longer for it.
-	return s.limitHost(o, resources.Size(resources.LimitsOf(o.Resources), s.conf.Hypervisor))
-}
-
-// launch makes the machine and prepares its guest: a copy of a template where
-// there is one, else a machine that boots.
-func (s *Sandbox) launch(ctx context.Context, img guestimage.Image, size resources.VM, o BootOptions) error {
-	cfg := machine.Config(s.conf.Hypervisor, img, s.accel, size)
-	cfg.ID, cfg.Dir, cfg.Unprivileged, cfg.Place = s.id, s.dir, true, s.place
-	if err := s.attachNetwork(ctx, o, &cfg); err != nil {
+	s.home.Push("copies of volumes", func(context.Context) error { s.mirrors.Close(); return nil })
+	if err := s.cgroup.Entered(); err != nil {
 		return err
 	}
+	// After the boot, which would only take longer for it.
+	limits := resources.LimitsOf(o.Resources)
+	return s.cgroup.Confine(limits.CPUs, resources.Size(limits, s.conf.Hypervisor))
+}
+
+// launch makes the machine and prepares its guest: a warm clone or a copy of a
+// template where there is one, else a machine that boots.
+func (s *Sandbox) launch(ctx context.Context, img guestimage.Image, size resources.VM, o BootOptions) error {
+	cfg := machine.Config(s.conf.Hypervisor, img, s.accel, size)
+	cfg.ID, cfg.Dir, cfg.Unprivileged, cfg.Place = s.id, s.home.Dir, true, s.cgroup.Place
+	if done, err := s.takeOver(ctx, cfg, img, o); done || err != nil {
+		return err
+	}
+	if err := s.attachNetwork(ctx, o, nil); err != nil {
+		return err
+	}
+	s.joint.Join(&cfg)
 	cfg.MachineType = machine.Type(s.conf.Hypervisor.MachineType, img.Kernel, len(cfg.NICs))
 	if o.Save != nil {
 		cfg.Memory = o.Save.Memory
@@ -162,6 +185,10 @@ func (s *Sandbox) launch(ctx context.Context, img guestimage.Image, size resourc
 	if done || err != nil {
 		return err
 	}
+	if o.Warm != nil {
+		return fmt.Errorf("warm clone: %w", template.ErrNone)
+	}
+	s.joint.Join(&cfg) // what a machine has had is of no use to another
 	if err := machine.AddVsock(&cfg, s.conf.Hypervisor); err != nil {
 		return err
 	}
@@ -179,7 +206,7 @@ func (s *Sandbox) start(ctx context.Context, cfg vmm.Config, fs string, o BootOp
 	if cfg.Share, err = s.serveShare(ctx, fs); err != nil {
 		return err
 	}
-	if err = s.startMachine(ctx, cfg); err == nil && cfg.State == nil {
+	if err = s.startMachine(ctx, cfg); err == nil && cfg.State == nil && cfg.Running == nil {
 		s.watch()
 	}
 	if err == nil {
@@ -189,6 +216,8 @@ func (s *Sandbox) start(ctx context.Context, cfg vmm.Config, fs string, o BootOp
 	case err != nil:
 	case o.Save != nil:
 		err = s.save(ctx, o.Save)
+	case o.Warm != nil:
+		err = s.rehearse(ctx)
 	default:
 		err = s.setupGuest(ctx, o)
 	}
@@ -210,58 +239,16 @@ func (s *Sandbox) image(ctx context.Context) (guestimage.Image, error) {
 	return img, nil
 }
 
-func (s *Sandbox) makeCgroup(ctx context.Context, o BootOptions) error {
-	defer timeline.Step(ctx, "host cgroup")()
+func (s *Sandbox) makeCgroup(ctx context.Context, o BootOptions) (err error) {
 	parent := o.CgroupParent
 	if parent == "" {
 		parent = s.conf.Runtime.CgroupParent
 	}
 	path := filepath.Join(parent, s.id)
-	rec := cleanup.Record{Kind: cleanup.KindCgroup, Name: path}
-	if err := s.Own(rec, nil); err != nil {
+	if err := s.Own(cleanup.Record{Kind: cleanup.KindCgroup, Name: path}, nil); err != nil {
 		return err
 	}
-	g, err := resources.Create(path)
-	if err != nil {
-		return fmt.Errorf("host cgroup %s: %w", path, err)
-	}
-	for _, w := range g.Warnings() {
-		s.log.Warn("host cgroup", "what", w)
-	}
-	s.cgroup = g
-	return nil
-}
-
-// follow begins to move the owner into the cgroup that its children are in, which
-// takes the kernel its time: entered tells.
-func (s *Sandbox) follow() {
-	entered := make(chan error, 1)
-	s.background.Go(func() { entered <- s.cgroup.AddPID(os.Getpid()) })
-	s.entered = entered
-}
-
-// place puts what the calling thread is about to start where it belongs.
-func (s *Sandbox) place(attr *syscall.SysProcAttr) error {
-	if err := s.cgroup.Enter(attr); err != nil {
-		return err
-	}
-	if s.cpus == "" {
-		return nil
-	}
-	return resources.Pin(s.cpus)
-}
-
-// limitHost holds the sandbox as a whole to the CPU time that the containers
-// may use, since the guest's own limit is in the hands of the guest, and to the
-// memory of the machine and what its VMM needs beside it.
-func (s *Sandbox) limitHost(o BootOptions, size resources.VM) error {
-	err := s.cgroup.Limit(resources.Limits{
-		CPUs: resources.LimitsOf(o.Resources).CPUs, MemoryBytes: int64(size.MemoryMiB+hostOverheadMiB) << 20,
-	})
-	if errors.Is(err, errors.ErrUnsupported) {
-		s.log.Warn("host cgroup", "what", err.Error())
-		return nil
-	}
+	s.cgroup, err = enclosure.Make(ctx, path, s.cpus, s.log)
 	return err
 }
 
@@ -269,37 +256,25 @@ func (s *Sandbox) limitHost(o BootOptions, size resources.VM) error {
 // exists; from then on Close releases it, with release, or with cleanup.Release
 // when that is nil.
 func (s *Sandbox) Own(rec cleanup.Record, release cleanup.Releaser) error {
-	if err := s.ledger.Add(rec); err != nil {
-		return fmt.Errorf("ledger: %w", err)
-	}
-	if release == nil {
-		release = cleanup.Release
-	}
-	s.undo.Push(string(rec.Kind)+" "+rec.Name, func(ctx context.Context) error {
-		if err := release(ctx, rec); err != nil {
-			return err
-		}
-		return s.ledger.Done(rec)
-	})
-	return nil
+	return s.home.Own(rec, release)
 }
 
 // OnClose arranges for Close to call f, before anything that is there already
 // is released. For what ends with the process anyhow and needs no record.
-func (s *Sandbox) OnClose(name string, f func(context.Context) error) { s.undo.Push(name, f) }
+func (s *Sandbox) OnClose(name string, f func(context.Context) error) { s.home.Push(name, f) }
 
 func (s *Sandbox) makeShare(ctx context.Context) error {
 	defer timeline.Step(ctx, "shared directory")()
-	dir := filepath.Join(s.dir, "shared")
-	if err := s.ledger.Add(cleanup.Record{Kind: cleanup.KindMount, Name: dir}); err != nil {
-		return fmt.Errorf("ledger: %w", err)
+	dir := filepath.Join(s.home.Dir, "shared")
+	if err := s.home.Record(cleanup.Record{Kind: cleanup.KindMount, Name: dir}); err != nil {
+		return err
 	}
 	d, err := share.Prepare(dir, s.opts.HostMounts)
 	if err != nil {
 		return fmt.Errorf("shared directory: %w", err)
 	}
 	s.share = d
-	s.undo.Push("shared directory", func(context.Context) error { return d.Close() })
+	s.home.Push("shared directory", func(context.Context) error { return d.Close() })
 	return nil
 }
 
@@ -308,13 +283,17 @@ func (s *Sandbox) makeShare(ctx context.Context) error {
 // what is left.
 func (s *Sandbox) serveShare(ctx context.Context, fs string) (vmm.Share, error) {
 	defer timeline.Step(ctx, "file server")()
-	srv, err := s.share.Serve(ctx, share.ServerConfig{
-		FS: fs, Daemon: s.conf.Hypervisor.VirtioFSDaemon, Socket: filepath.Join(s.dir, "virtiofsd.sock"), Place: s.place,
-	})
+	conf := share.ServerConfig{
+		FS: fs, Daemon: s.conf.Hypervisor.VirtioFSDaemon, Socket: filepath.Join(s.home.Dir, "virtiofsd.sock"), Place: s.cgroup.Place,
+	}
+	if s.clone != nil {
+		conf.Left = s.clone.Share
+	}
+	srv, err := s.share.Serve(ctx, conf)
 	if err != nil {
 		return vmm.Share{}, err
 	}
-	s.undo.Push("file server", srv.Close)
+	s.home.Push("file server", srv.Close)
 	s.files = srv
 	return vmm.Share{Tag: machine.ShareTag, Socket: srv.Socket(), Server: srv.Peer()}, nil
 }
@@ -324,14 +303,14 @@ func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
 	defer end()
 	// The process carries the sandbox's id in its arguments, by which it can
 	// be found again should we die between these lines.
-	if err := s.ledger.Add(cleanup.Record{Kind: cleanup.KindProcess, Name: s.id}); err != nil {
-		return fmt.Errorf("ledger: %w", err)
+	if err := s.home.Record(cleanup.Record{Kind: cleanup.KindProcess, Name: s.id}); err != nil {
+		return err
 	}
 	m, err := s.opts.NewMachine(cfg, s.log)
 	if err != nil {
 		return fmt.Errorf("virtual machine: %w", err)
 	}
-	s.undo.Push("virtual machine", func(ctx context.Context) error { m.Kill(ctx); return nil })
+	s.home.Push("virtual machine", func(ctx context.Context) error { m.Kill(ctx); return nil })
 	err = m.Start(ctx)
 	if cfg.Share.Server != nil {
 		_ = cfg.Share.Server.Close() // the machine has it
@@ -340,7 +319,7 @@ func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
 		return err
 	}
 	s.machine, s.disks = m, disk.New(m, s.opts.HostMounts)
-	s.follow()
+	s.background.Go(s.gather)
 	return nil
 }
 
@@ -371,16 +350,9 @@ func (s *Sandbox) watchMachine() {
 	select {
 	case <-s.machine.Done():
 		e := s.machine.Kill(s.life)
-		s.die(fmt.Errorf("the virtual machine died: %w", orGone(e.Err)))
+		s.die(failure.Death(e))
 	case <-s.life.Done():
 	}
-}
-
-func orGone(err error) error {
-	if err == nil {
-		return fmt.Errorf("the guest powered off: %w", vmm.ErrGone)
-	}
-	return err
 }
 
 // connect makes the link and waits for the agent's first answer.
@@ -391,7 +363,7 @@ func (s *Sandbox) connect(ctx context.Context, cfg vmm.Config) error {
 	if err != nil {
 		return err
 	}
-	s.undo.Push("link", func(context.Context) error { g.Close(); return nil })
+	s.home.Push("link", func(context.Context) error { g.Close(); return nil })
 	s.guest = g
 	s.log.Info("guest is up", "kernel", g.Kernel, "agent_rss_bytes", g.RSS)
 	return nil

@@ -18,7 +18,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -32,12 +31,15 @@ import (
 	"github.com/seed-efd44b36/kata/internal/mirror"
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/resources"
+	"github.com/seed-efd44b36/kata/internal/sandbox/enclosure"
 	"github.com/seed-efd44b36/kata/internal/sandbox/failure"
 	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
+	"github.com/seed-efd44b36/kata/internal/sandbox/joint"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/share"
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
+	"github.com/seed-efd44b36/kata/internal/warm"
 	"golang.org/x/sys/unix"
 )
 
@@ -79,18 +81,16 @@ type Options struct {
 // concurrent use.
 type Sandbox struct {
 	id      string
-	dir     string
 	conf    config.Config
 	log     *slog.Logger
 	opts    Options
 	created time.Time
 
-	lock   *os.File
-	ledger *cleanup.Ledger
-	undo   cleanup.Stack
+	home   *cleanup.Home
 	share  *share.Dir
-	joint  *joint
-	cgroup *resources.Cgroup
+	joint  *joint.Joint
+	clone  *warm.Clone // nil: the machine is our own child
+	cgroup *enclosure.Enclosure
 	cpus   string // of the host, that the sandbox is held to; empty: all
 	trace  *timeline.Recorder
 
@@ -102,7 +102,6 @@ type Sandbox struct {
 	files   *share.Server
 	accel   vmm.Accel
 	want    func(context.Context) error // a template; nil: there is one, or need not be
-	entered chan error                  // gets whether the owner is in the cgroup; from the machine's start on
 
 	// life ends when the sandbox dies; calls without a deadline hang on it.
 	life       context.Context
@@ -131,61 +130,32 @@ type Sandbox struct {
 
 // New makes the sandbox's directory, lock and ledger. The error wraps ErrExists
 // when the id is taken.
-func New(o Options) (_ *Sandbox, err error) {
+func New(o Options) (*Sandbox, error) {
 	if err := CheckID(o.ID); err != nil {
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
+	home, err := cleanup.NewHome(o.Config.Runtime.StateDir, o.ID)
+	if err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			err = fmt.Errorf("%w: %w", ErrExists, err)
+		}
+		return nil, fmt.Errorf("create sandbox %s: %w", o.ID, errors.Join(err, o.HostMounts.Close()))
+	}
 	s := &Sandbox{
-		id: o.ID, dir: filepath.Join(o.Config.Runtime.StateDir, o.ID), conf: o.Config,
-		log: o.Log.With("sandbox", o.ID), opts: o, created: time.Now(),
+		id: o.ID, home: home, conf: o.Config, log: o.Log.With("sandbox", o.ID), opts: o, created: time.Now(),
 		trace: timeline.NewRecorder(o.ID, o.Start), containers: map[string]*Container{}, closed: make(chan struct{}),
 	}
 	s.life, s.endLife = context.WithCancel(context.Background())
 	s.open, s.endOpen = context.WithCancel(s.life)
-	s.undo.Push("host mount namespace", func(context.Context) error { return o.HostMounts.Close() })
-	if err := os.MkdirAll(o.Config.Runtime.StateDir, 0o711); err != nil {
-		return nil, fmt.Errorf("create sandbox %s: %w", o.ID, err)
-	}
-	if err := os.Mkdir(s.dir, 0o700); errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("create sandbox %s: %s is there: %w; if it is left from a crash, `kata gc` removes it", o.ID, s.dir, ErrExists)
-	} else if err != nil {
-		return nil, fmt.Errorf("create sandbox %s: %w", o.ID, err)
-	}
-	s.undo.Push("sandbox directory", func(context.Context) error { return removeDir(o.Config.Runtime.StateDir, o.ID) })
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("create sandbox %s: %w", o.ID, errors.Join(err, s.undo.Run(context.Background())))
-		}
-	}()
-	if s.lock, err = os.OpenFile(filepath.Join(s.dir, cleanup.LockFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
-		return nil, err
-	}
-	s.undo.Push("lock", func(context.Context) error { return s.lock.Close() })
-	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", s.lock.Name(), err)
-	}
-	if s.ledger, err = cleanup.Open(filepath.Join(s.dir, cleanup.LedgerFile)); err != nil {
-		return nil, err
-	}
-	s.undo.Push("ledger", func(context.Context) error { return s.ledger.Close() })
+	s.home.Push("host mount namespace", func(context.Context) error { return o.HostMounts.Close() })
 	return s, nil
-}
-
-// removeDir removes base/name without following links out of base.
-func removeDir(base, name string) error {
-	root, err := os.OpenRoot(base)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	return root.RemoveAll(name)
 }
 
 // ID is the sandbox's id.
 func (s *Sandbox) ID() string { return s.id }
 
 // Dir is the sandbox's directory, private to root.
-func (s *Sandbox) Dir() string { return s.dir }
+func (s *Sandbox) Dir() string { return s.home.Dir }
 
 // History has the time lines of the sandbox's start, and of the last starts of
 // containers and execs.
@@ -382,7 +352,7 @@ func (s *Sandbox) saveState() {
 	if closed {
 		return
 	}
-	if err := report.Write(s.dir, st); err != nil {
+	if err := report.Write(s.home.Dir, st); err != nil {
 		s.log.Warn("state is not written", "error", err)
 	}
 }
@@ -443,7 +413,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	}
 	s.die(ErrDead)
 	// The caller may have gone; what is to be released must be, all the same.
-	errs = append(errs, s.undo.Run(context.WithoutCancel(ctx)))
+	errs = append(errs, s.home.Run(context.WithoutCancel(ctx)))
 	s.background.Wait()
 	leaving.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -454,15 +424,5 @@ func (s *Sandbox) Close(ctx context.Context) error {
 
 // explain tells all that is known of a failure during Boot.
 func (s *Sandbox) explain(err error) error {
-	f := failure.Start{ID: s.id, Cause: s.orDead(err)}
-	if s.machine != nil {
-		f.Console = s.machine.Console().Bytes()
-		select {
-		case <-s.machine.Done():
-			e := s.machine.Kill(context.Background())
-			f.Exit, f.Console = &e, e.Console
-		default:
-		}
-	}
-	return f.Error()
+	return failure.Of(s.id, s.orDead(err), s.machine)
 }

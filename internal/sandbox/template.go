@@ -12,6 +12,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/template"
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
+	"github.com/seed-efd44b36/kata/internal/warm"
 )
 
 // Templates are the saved machines that sandboxes can be made from.
@@ -19,7 +20,10 @@ type Templates interface {
 	// Find opens the one for the machine. The error wraps template.ErrNone when
 	// there is none; with another one, too, the machine has to boot.
 	Find(c vmm.Config) (*template.Template, error)
-	// Want has one made for machines like this, in its own time. It returns soon.
+	// Claim takes a warm clone of it. The error wraps warm.ErrNone when there is none.
+	Claim(ctx context.Context, c vmm.Config) (*warm.Clone, error)
+	// Want has one made for machines like this, and warm clones as configured, in its
+	// own time. It returns soon.
 	Want(ctx context.Context, c vmm.Config) error
 	// Reject removes one that could not be restored, and remembers why.
 	Reject(key string, why error)
@@ -34,8 +38,8 @@ func (s *Sandbox) templated() bool {
 
 // size is that of the machine to be.
 func (s *Sandbox) size(o BootOptions) resources.VM {
-	if o.Save != nil {
-		return o.Save.Size
+	if w := o.ahead(); w != nil {
+		return w.Size
 	}
 	size := resources.Size(resources.LimitsOf(o.Resources), s.conf.Hypervisor)
 	if !s.templated() {
@@ -66,8 +70,14 @@ func (s *Sandbox) restore(ctx context.Context, cfg vmm.Config, o BootOptions) (d
 	defer t.Close()
 	cfg.Memory, cfg.State = t.Memory, t.State
 	if err = s.start(ctx, cfg, "9p", o); err == nil {
-		s.want = nil
-		s.watch()
+		if s.conf.Factory.VMCacheNumber == 0 {
+			s.want = nil
+		}
+		if o.Warm == nil {
+			s.watch()
+		} else {
+			s.background.Go(s.watchMachine)
+		}
 		s.log.Info("sandbox was made from a template", "template", t.Key)
 		return true, spoiled, nil
 	}
@@ -84,7 +94,7 @@ func (s *Sandbox) restore(ctx context.Context, cfg vmm.Config, o BootOptions) (d
 	if !errors.Is(why, guest.ErrNoAnswer) { // on a busy host it may only be slow
 		spoiled = func() { s.opts.Templates.Reject(t.Key, why) }
 	}
-	return false, spoiled, s.renewVhost(cfg.NICs)
+	return false, spoiled, s.joint.RenewVhost()
 }
 
 // save brings the guest to rest and saves the machine.

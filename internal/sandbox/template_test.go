@@ -12,6 +12,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/sandbox/sandboxtest"
 	"github.com/seed-efd44b36/kata/internal/template"
 	"github.com/seed-efd44b36/kata/internal/vmm"
+	"github.com/seed-efd44b36/kata/internal/warm"
 	"google.golang.org/grpc/codes"
 )
 
@@ -35,6 +36,8 @@ func (f *templates) Find(vmm.Config) (*template.Template, error) {
 	}
 	return t, nil
 }
+
+func (*templates) Claim(context.Context, vmm.Config) (*warm.Clone, error) { return nil, warm.ErrNone }
 
 func (f *templates) Want(context.Context, vmm.Config) error {
 	f.wanted++

@@ -27,8 +27,8 @@ import (
 const making = 4 * time.Minute
 
 // templates makes an installation with a cache of its own, which has the guest
-// image and no template.
-func templates(t *testing.T) (e *harness.Env, store string) {
+// image and no template. factory are further lines of that part of the configuration.
+func templates(t *testing.T, factory ...string) (e *harness.Env, store string) {
 	t.Helper()
 	cache, err := os.MkdirTemp("/var/cache", "kata-test-") //nolint:usetesting // of the file system of the cache, for links
 	if err != nil {
@@ -39,7 +39,7 @@ func templates(t *testing.T) (e *harness.Env, store string) {
 	if out, err := exec.CommandContext(t.Context(), "sh", "-c", `for d in image kernel memo; do cp -al /var/cache/kata/$d "$1"; done`, "sh", cache).CombinedOutput(); err != nil {
 		t.Fatalf("copy the cache: %v: %s", err, out)
 	}
-	e = installation(t, fmt.Sprintf("cache_dir = %q\n[factory]\nenable_template = true", cache))
+	e = installation(t, fmt.Sprintf("cache_dir = %q\n[factory]\nenable_template = true\n%s", cache, strings.Join(factory, "\n")))
 	e.MustKata(t, "image", "build")
 	return e, filepath.Join(cache, "templates")
 }

@@ -2,14 +2,17 @@ package harness
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -81,7 +84,8 @@ func settle(look func() ([]string, error)) ([]string, error) {
 }
 
 // snapProcesses finds the processes of this installation: they have its
-// configuration in their environment, or are in its cgroup.
+// configuration in their environment, are in its cgroup, or make templates and warm
+// clones for it.
 func (e *Env) snapProcesses(s Snapshot) error {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -95,8 +99,9 @@ func (e *Env) snapProcesses(s Snapshot) error {
 		// A process that has ended meanwhile gives nothing.
 		environ, _ := os.ReadFile(filepath.Join(d, "environ"))
 		cgroup, _ := os.ReadFile(filepath.Join(d, "cgroup"))
-		if bytes.Contains(environ, marks[0]) || bytes.Contains(cgroup, marks[1]) {
-			args, _ := os.ReadFile(filepath.Join(d, "cmdline"))
+		args, _ := os.ReadFile(filepath.Join(d, "cmdline"))
+		maker := bytes.Contains(args, []byte("\x00--template\x00")) && bytes.Contains(args, marks[1])
+		if bytes.Contains(environ, marks[0]) || bytes.Contains(cgroup, marks[1]) || maker {
 			s[fmt.Sprintf("process %s: %.200q", filepath.Base(d), bytes.ReplaceAll(args, []byte{0}, []byte{' '}))] = true
 		}
 	}
@@ -253,3 +258,24 @@ func (e *Env) End() error {
 
 // Sorted lists a snapshot, for messages.
 func (s Snapshot) Sorted() []string { return slices.Sorted(maps.Keys(s)) }
+
+// EmptyPool configures that no warm clone is to wait, and ends those that do, or are
+// being made.
+func (e *Env) EmptyPool(t testing.TB) {
+	t.Helper()
+	config, err := os.ReadFile(e.Config)
+	if err == nil {
+		config = regexp.MustCompile(`vm_cache_number = \d+`).ReplaceAll(config, []byte("vm_cache_number = 0"))
+		err = os.WriteFile(e.Config, config, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	PollFor(t, makerGrace, "no warm clone waits, and none is made", func() bool {
+		if r, err := e.Run(context.Background(), nil, "kata", "gc"); err != nil || r.Code != 0 {
+			t.Errorf("gc: %v, %+v", err, r)
+		}
+		now, err := e.snap(e.snapProcesses)
+		return err == nil && !slices.ContainsFunc(now.Sorted(), func(line string) bool { return strings.Contains(line, "--template ") })
+	})
+}

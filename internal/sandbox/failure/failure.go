@@ -6,6 +6,7 @@ package failure
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -45,6 +46,31 @@ func Line(why error) string {
 		line += "; if that was too little, raise the memory limits of the pod"
 	}
 	return line
+}
+
+// Death is the reason of a sandbox's end with its machine, of which nobody asked.
+func Death(e vmm.Exit) error {
+	if e.Err == nil {
+		e.Err = fmt.Errorf("the guest powered off: %w", vmm.ErrGone)
+	}
+	return fmt.Errorf("the virtual machine died: %w", e.Err)
+}
+
+// Of is the error of a failure to start with what the machine, which may be nil, has
+// to tell.
+func Of(id string, cause error, m vmm.Machine) error {
+	f := Start{ID: id, Cause: cause}
+	if m == nil {
+		return f.Error()
+	}
+	f.Console = m.Console().Bytes()
+	select {
+	case <-m.Done():
+		e := m.Kill(context.Background())
+		f.Exit, f.Console = &e, e.Console
+	default:
+	}
+	return f.Error()
 }
 
 // Error makes an error of it.

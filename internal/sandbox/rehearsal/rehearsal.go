@@ -3,8 +3,8 @@
 // nothing. An emulator has then translated that code, and the guest's caches are
 // warm. Afterwards the guest is what it was, and no sandbox yet.
 //
-// Whoever keeps machines ahead calls Fill for a directory that the guest can see, and
-// Run, which leaves the link open.
+// Whoever keeps machines ahead calls In, or Fill for a directory that the guest can
+// see, and Run; both leave the link open.
 package rehearsal
 
 import (
@@ -14,19 +14,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
+	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
+	"github.com/seed-efd44b36/kata/internal/share"
+	"github.com/seed-efd44b36/kata/internal/spec"
 )
 
-const (
-	sandboxID   = "rehearsal"
-	containerID = "rehearsal"
-	execID      = "rehearsal"
-)
+// ID is that of the sandbox that is tried out, and of what is in it.
+const ID = "rehearsal"
 
 // Stage is where a guest rehearses.
 type Stage struct {
@@ -44,6 +45,29 @@ type Stage struct {
 	Rounds int
 }
 
+// rounds is how many sandboxes In has: of each kind one.
+const rounds = 2
+
+// In is Run in a shared directory, which is afterwards as it was. A directory is made
+// at scratch, for the caller to remove. devices are a Stage's.
+func In(ctx context.Context, g *guest.Guest, d *share.Dir, scratch string, devices []string) error {
+	err := os.Mkdir(scratch, 0o700)
+	if err == nil {
+		err = Fill(scratch)
+	}
+	if err == nil {
+		err = d.AddRootfs(ctx, ID, scratch, nil, true)
+	}
+	if err != nil {
+		return fmt.Errorf("rehearsal: %w", err)
+	}
+	err = Run(ctx, g, Stage{
+		Storage: d.Storage(machine.ShareTag, spec.GuestShared), Root: path.Join(spec.GuestShared, ID, "rootfs"),
+		Devices: devices, Rounds: rounds,
+	})
+	return errors.Join(err, d.Remove(ID))
+}
+
 // Run has the guest rehearse. After an error the guest is of no use.
 func Run(ctx context.Context, g *guest.Guest, s Stage) error {
 	for i := range s.Rounds {
@@ -58,7 +82,7 @@ func Run(ctx context.Context, g *guest.Guest, s Stage) error {
 func (s Stage) round(ctx context.Context, g *guest.Guest, plain bool) error {
 	network := s.network(plain)
 	if err := g.Setup(ctx, &agentv1.SetupSandboxRequest{
-		Id: sandboxID, Hostname: sandboxID, Rehearsal: true, Storages: []*agentv1.Storage{s.Storage}, Network: network,
+		Id: ID, Hostname: ID, Rehearsal: true, Storages: []*agentv1.Storage{s.Storage}, Network: network,
 		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"},
 	}); err != nil {
 		return err
@@ -68,7 +92,7 @@ func (s Stage) round(ctx context.Context, g *guest.Guest, plain bool) error {
 		return err
 	}
 	stdio := &agentv1.Stdio{Stdin: true, Stdout: true, Stderr: true}
-	if _, err := g.CreateContainer(ctx, &agentv1.CreateContainerRequest{Id: containerID, Spec: container, Stdio: stdio}); err != nil {
+	if _, err := g.CreateContainer(ctx, &agentv1.CreateContainerRequest{Id: ID, Spec: container, Stdio: stdio}); err != nil {
 		return guest.Error(err, true)
 	}
 	if _, err := g.UpdateNetwork(ctx, &agentv1.UpdateNetworkRequest{Network: network}); err != nil {
@@ -77,7 +101,7 @@ func (s Stage) round(ctx context.Context, g *guest.Guest, plain bool) error {
 	if err := s.play(ctx, g, stdio); err != nil {
 		return err
 	}
-	if _, err := g.DeleteContainer(ctx, &agentv1.DeleteContainerRequest{Container: containerID}); err != nil {
+	if _, err := g.DeleteContainer(ctx, &agentv1.DeleteContainerRequest{Container: ID}); err != nil {
 		return guest.Error(err, false)
 	}
 	if _, err := g.Settle(ctx, &agentv1.SettleRequest{}); err != nil {
@@ -97,9 +121,9 @@ func (s Stage) play(ctx context.Context, g *guest.Guest, stdio *agentv1.Stdio) e
 	if err != nil {
 		return err
 	}
-	further := process{guest: g, exec: execID}
+	further := process{guest: g, exec: ID}
 	stdio = &agentv1.Stdio{Stdout: true, Stderr: true}
-	if _, err := g.CreateExec(ctx, &agentv1.CreateExecRequest{Container: containerID, Exec: execID, Process: b, Stdio: stdio}); err != nil {
+	if _, err := g.CreateExec(ctx, &agentv1.CreateExecRequest{Container: ID, Exec: ID, Process: b, Stdio: stdio}); err != nil {
 		return guest.Error(err, true)
 	}
 	if err := further.start(ctx, stdio); err != nil {
@@ -109,7 +133,7 @@ func (s Stage) play(ctx context.Context, g *guest.Guest, stdio *agentv1.Stdio) e
 	if err := further.wait(); err != nil {
 		return err
 	}
-	if _, err := g.DeleteProcess(ctx, &agentv1.DeleteProcessRequest{Container: containerID, Exec: execID}); err != nil {
+	if _, err := g.DeleteProcess(ctx, &agentv1.DeleteProcessRequest{Container: ID, Exec: ID}); err != nil {
 		return guest.Error(err, false)
 	}
 	return init.wait()
@@ -131,7 +155,7 @@ func (p *process) start(ctx context.Context, stdio *agentv1.Stdio) error {
 		if !wanted {
 			continue
 		}
-		st, err := p.guest.Open(ctx, link.Header{Kind: link.KindStdio, Container: containerID, Exec: p.exec, FD: uint8(fd)})
+		st, err := p.guest.Open(ctx, link.Header{Kind: link.KindStdio, Container: ID, Exec: p.exec, FD: uint8(fd)})
 		if err != nil {
 			p.close()
 			return err
@@ -148,13 +172,13 @@ func (p *process) start(ctx context.Context, stdio *agentv1.Stdio) error {
 	p.ended = make(chan error, 1)
 	go func() { // close waits for it
 		defer close(p.ended)
-		resp, err := p.guest.WaitProcess(ctx, &agentv1.WaitProcessRequest{Container: containerID, Exec: p.exec})
+		resp, err := p.guest.WaitProcess(ctx, &agentv1.WaitProcessRequest{Container: ID, Exec: p.exec})
 		if err = guest.Error(err, false); err == nil && resp.GetExitCode() != 0 {
 			err = fmt.Errorf("exit code %d", resp.GetExitCode())
 		}
 		p.ended <- err
 	}()
-	if _, err := p.guest.StartProcess(ctx, &agentv1.StartProcessRequest{Container: containerID, Exec: p.exec}); err != nil {
+	if _, err := p.guest.StartProcess(ctx, &agentv1.StartProcessRequest{Container: ID, Exec: p.exec}); err != nil {
 		p.close()
 		return guest.Error(err, true)
 	}

@@ -137,7 +137,7 @@ func (s Stage) container(plain bool) *specs.Spec {
 	with := func(more ...string) []string { return append(more, options...) }
 	null := []int64{1, 3}
 	sp := &specs.Spec{
-		Version: specs.Version, Root: &specs.Root{Path: s.Root}, Hostname: containerID, Process: command(),
+		Version: specs.Version, Root: &specs.Root{Path: s.Root}, Hostname: ID, Process: command(),
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: options},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
@@ -149,7 +149,7 @@ func (s Stage) container(plain bool) *specs.Spec {
 			{Destination: resolv, Type: "bind", Source: path.Join(s.Root, hosts), Options: []string{"rbind", "rprivate", "ro"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: "/kata/" + containerID,
+			CgroupsPath: "/kata/" + ID,
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
 			},
