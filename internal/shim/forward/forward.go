@@ -19,6 +19,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,7 @@ import (
 
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/network"
+	"github.com/seed-efd44b36/kata/internal/steer"
 	"github.com/seed-efd44b36/kata/internal/thread"
 	"golang.org/x/sys/unix"
 )
@@ -52,7 +54,7 @@ type Forwarder struct {
 	pause     time.Duration // acceptPause
 	lull      time.Duration // lullTimeout
 	listeners []*net.TCPListener
-	steer     *steering
+	steering  *steer.Steering
 	work      sync.WaitGroup
 	life      context.Context
 	end       context.CancelFunc
@@ -76,7 +78,13 @@ func Start(path string, dial Dial, log *slog.Logger) (_ *Forwarder, err error) {
 	if err := f.listen(ns); err != nil {
 		return nil, err
 	}
-	if f.steer, err = steer(ns, f.listeners); err != nil {
+	var rules []steer.Rule
+	for i, l := range f.listeners {
+		// Each has the address of its index: one without version 6 has no second.
+		ip, _ := netip.AddrFromSlice(loopbacks()[i])
+		rules = append(rules, steer.Rule{Protocol: unix.IPPROTO_TCP, Address: ip, Socket: l})
+	}
+	if f.steering, err = steer.Attach(ns, rules); err != nil {
 		return nil, err
 	}
 	for _, l := range f.listeners {
@@ -93,8 +101,7 @@ func newForwarder(dial Dial, log *slog.Logger) *Forwarder {
 	return f
 }
 
-// loopbacks are the addresses that are forwarded from. The program in the kernel
-// knows them by their index.
+// loopbacks are the addresses that are forwarded from.
 func loopbacks() []net.IP { return []net.IP{net.IPv4(127, 0, 0, 1).To4(), net.IPv6loopback} }
 
 // listen makes the listeners, at a port of the kernel's choice.
@@ -217,7 +224,7 @@ func (t *lullTimer) Write(b []byte) (int, error) {
 // Close ends it, with all connections.
 func (f *Forwarder) Close() error {
 	f.end()
-	err := f.steer.close()
+	err := f.steering.Close()
 	for _, l := range f.listeners {
 		err = errors.Join(err, l.Close())
 	}

@@ -1,12 +1,19 @@
-package forward
+// Package steer gives sockets what is sent to addresses that they are not bound to, on
+// loopback interfaces and elsewhere, by a program in the kernel (sk_lookup, Linux 5.9).
+// Whoever binds the same port finds it free.
+//
+// The host uses it to forward ports, the agent to answer for the name server of an
+// engine. It looks at no bytes of anybody.
+package steer
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"os"
 	"runtime"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -59,10 +66,24 @@ func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
 	}
 }
 
-// steering is the program as it is attached; it ends with the descriptors.
-type steering struct{ fds []int }
+// maxRules keeps the program's jumps short.
+const maxRules = 64
 
-func (s *steering) close() error {
+// Rule says what a socket is given.
+type Rule struct {
+	// Protocol is unix.IPPROTO_TCP or unix.IPPROTO_UDP.
+	Protocol int
+	Address  netip.Addr
+	Port     uint16 // 0: every port
+	// Socket is bound, and listens if it is one of TCP.
+	Socket syscall.Conn
+}
+
+// Steering is the program as it is attached; it ends with the descriptors.
+type Steering struct{ fds []int }
+
+// Close ends it. The sockets are the caller's.
+func (s *Steering) Close() error {
 	if s == nil {
 		return nil
 	}
@@ -74,28 +95,31 @@ func (s *steering) close() error {
 	return errors.Join(errs...)
 }
 
-// steer gives the listeners, which are those of loopbacks in its order, the
-// connections to every port of their addresses in the namespace.
-func steer(ns *os.File, listeners []*net.TCPListener) (_ *steering, err error) {
-	s := &steering{}
+// Attach begins to steer in the network namespace. The first rule that fits counts.
+// An error wraps errors.ErrUnsupported.
+func Attach(ns *os.File, rules []Rule) (_ *Steering, err error) {
+	s := &Steering{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("the kernel does not give ports away (sk_lookup): %w: %w", errors.ErrUnsupported, err), s.close())
+			err = errors.Join(fmt.Errorf("the kernel does not give ports away (sk_lookup): %w: %w", errors.ErrUnsupported, err), s.Close())
 		}
 	}()
+	if n := len(rules); n == 0 || n > maxRules {
+		return nil, fmt.Errorf("%d rules, want 1 to %d", n, maxRules)
+	}
 	const socketSize, keySize = 8, 4
-	create := mapAttr{mapType: unix.BPF_MAP_TYPE_SOCKMAP, keySize: keySize, valueSize: socketSize, maxEntries: uint32(len(loopbacks()))}
+	create := mapAttr{mapType: unix.BPF_MAP_TYPE_SOCKMAP, keySize: keySize, valueSize: socketSize, maxEntries: uint32(len(rules))}
 	sockets, err := bpf(unix.BPF_MAP_CREATE, unsafe.Pointer(&create), unsafe.Sizeof(create))
 	if err != nil {
-		return s, fmt.Errorf("make a map of sockets: %w", err)
+		return nil, fmt.Errorf("make a map of sockets: %w", err)
 	}
 	s.fds = append(s.fds, sockets)
-	for i, l := range listeners {
-		if err := put(sockets, uint32(i), l); err != nil {
-			return s, err
+	for i, r := range rules {
+		if err := put(sockets, uint32(i), r.Socket); err != nil {
+			return nil, err
 		}
 	}
-	code := lookupProgram(sockets)
+	code := lookupProgram(sockets, rules)
 	license := []byte("Apache\x00")
 	load := loadAttr{
 		progType: unix.BPF_PROG_TYPE_SK_LOOKUP, attachType: unix.BPF_SK_LOOKUP,
@@ -107,21 +131,21 @@ func steer(ns *os.File, listeners []*net.TCPListener) (_ *steering, err error) {
 	runtime.KeepAlive(code)
 	runtime.KeepAlive(license)
 	if err != nil {
-		return s, fmt.Errorf("load the program: %w", err)
+		return nil, fmt.Errorf("load the program: %w", err)
 	}
 	s.fds = append(s.fds, prog)
 	attach := linkAttr{progFD: uint32(prog), targetFD: uint32(ns.Fd()), attachType: unix.BPF_SK_LOOKUP}
 	attached, err := bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&attach), unsafe.Sizeof(attach))
 	if err != nil {
-		return s, fmt.Errorf("attach the program: %w", err)
+		return nil, fmt.Errorf("attach the program: %w", err)
 	}
 	s.fds = append(s.fds, attached)
-	return s, nil
+	return nil, nil
 }
 
-// put puts a listener into the map.
-func put(sockets int, key uint32, l *net.TCPListener) error {
-	raw, err := l.SyscallConn()
+// put puts a socket into the map.
+func put(sockets int, key uint32, c syscall.Conn) error {
+	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -138,59 +162,77 @@ func put(sockets int, key uint32, l *net.TCPListener) error {
 		runtime.KeepAlive(&value)
 	})
 	if err := errors.Join(err, putErr); err != nil {
-		return fmt.Errorf("put a listener into the map: %w", err)
+		return fmt.Errorf("put a socket into the map: %w", err)
 	}
 	return nil
 }
 
 // lookupProgram is the program, in the kernel's encoding: eight bytes for each
 // instruction. It looks at struct bpf_sk_lookup and assigns the socket of the map
-// whose key is the loopback address that is connected to, if it is one.
-func lookupProgram(sockets int) []byte {
+// whose key is the index of the first rule that fits.
+func lookupProgram(sockets int, rules []Rule) []byte {
 	const (
-		family, protocol, ip4, ip6 = 8, 12, 40, 44 // offsets
-		lookup, assign, release    = 1, 124, 86    // functions of the kernel
-		load, moveReg, move        = 0x61, 0xbf, 0xb7
-		jumpNot, jumpIs, jump      = 0x55, 0x15, 0x05
-		store, add, call, exit     = 0x62, 0x07, 0x85, 0x95
-		loadWide, mapFD            = 0x18, 1
+		family, protocol, ip4, ip6, port = 8, 12, 40, 44, 60 // offsets
+		lookup, assign, release          = 1, 124, 86        // functions of the kernel
+		load, moveReg, move              = 0x61, 0xbf, 0xb7
+		jumpNot, jumpIs, jump            = 0x55, 0x15, 0x05
+		store, add, call, exit           = 0x62, 0x07, 0x85, 0x95
+		loadWide, mapFD                  = 0x18, 1
 	)
 	var b []byte
+	at := func() int { return len(b) / 8 }
 	emit := func(op, dst, src byte, off int16, imm int32) {
 		b = append(b, op, dst|src<<4)
 		b = binary.NativeEndian.AppendUint16(b, uint16(off))
 		b = binary.NativeEndian.AppendUint32(b, uint32(imm))
 	}
-	// Addresses are in network order in memory, so their words are compared as
-	// this machine reads them.
-	word := func(ip ...byte) int32 { return int32(binary.NativeEndian.Uint32(ip)) }
-	const pass = 32 // the index of the instruction that lets the lookup go on
-	at := func() int16 { return int16(len(b) / 8) }
-	toPass := func() int16 { return pass - at() - 1 }
-
-	emit(moveReg, 6, 1, 0, 0)
-	emit(load, 2, 6, protocol, 0)
-	emit(jumpNot, 2, 0, toPass(), unix.IPPROTO_TCP)
-	emit(load, 2, 6, family, 0)
-	emit(jumpIs, 2, 0, 5, unix.AF_INET6)
-	emit(jumpNot, 2, 0, toPass(), unix.AF_INET)
-	emit(load, 2, 6, ip4, 0)
-	emit(jumpNot, 2, 0, toPass(), word(127, 0, 0, 1))
-	emit(store, 10, 0, -4, 0) // key 0
-	emit(jump, 0, 0, 9, 0)
-	for i := range int16(3) { // AF_INET6
-		emit(load, 2, 6, ip6+4*i, 0)
-		emit(jumpNot, 2, 0, toPass(), 0)
+	// land lets the jumps at these instructions lead to where we are.
+	land := func(from []int) {
+		for _, i := range from {
+			binary.NativeEndian.PutUint16(b[8*i+2:], uint16(at()-i-1))
+		}
 	}
-	emit(load, 2, 6, ip6+12, 0)
-	emit(jumpNot, 2, 0, toPass(), word(0, 0, 0, 1))
-	emit(store, 10, 0, -4, 1) // key 1
+	emit(moveReg, 6, 1, 0, 0)
+	var found []int
+	for i, r := range rules {
+		var differs []int
+		want := func(offset int16, value int32) {
+			emit(load, 2, 6, offset, 0)
+			differs = append(differs, at())
+			emit(jumpNot, 2, 0, 0, value)
+		}
+		want(protocol, int32(r.Protocol))
+		// Addresses are in network order in memory, so their words are compared as
+		// this machine reads them.
+		first := int16(ip6)
+		if r.Address.Is4() {
+			want(family, unix.AF_INET)
+			first = ip4
+		} else {
+			want(family, unix.AF_INET6)
+		}
+		bytes := r.Address.AsSlice()
+		for n := 0; n < len(bytes); n += 4 {
+			want(first+int16(n), int32(binary.NativeEndian.Uint32(bytes[n:])))
+		}
+		if r.Port != 0 {
+			want(port, int32(r.Port))
+		}
+		emit(store, 10, 0, -4, int32(i)) // the key
+		found = append(found, at())
+		emit(jump, 0, 0, 0, 0)
+		land(differs)
+	}
+	pass := []int{at()}
+	emit(jump, 0, 0, 0, 0)
+	land(found)
 	emit(moveReg, 2, 10, 0, 0)
 	emit(add, 2, 0, 0, -4)
 	emit(loadWide, 1, mapFD, 0, int32(sockets)) // two instructions
 	emit(0, 0, 0, 0, 0)
 	emit(call, 0, 0, 0, lookup)
-	emit(jumpIs, 0, 0, toPass(), 0)
+	pass = append(pass, at())
+	emit(jumpIs, 0, 0, 0, 0)
 	emit(moveReg, 7, 0, 0, 0)
 	emit(moveReg, 1, 6, 0, 0)
 	emit(moveReg, 2, 7, 0, 0)
@@ -198,6 +240,7 @@ func lookupProgram(sockets int) []byte {
 	emit(call, 0, 0, 0, assign)
 	emit(moveReg, 1, 7, 0, 0)
 	emit(call, 0, 0, 0, release)
+	land(pass)
 	emit(move, 0, 0, 0, 1)
 	emit(exit, 0, 0, 0, 0)
 	return b
