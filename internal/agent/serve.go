@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/ttrpc"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/agent/resolver"
 	"github.com/seed-efd44b36/kata/internal/agent/serial"
 	"github.com/seed-efd44b36/kata/internal/link"
 )
@@ -98,6 +99,8 @@ func (a *Agent) accept(ctx context.Context, l link.Listener, rpc *link.Queue) {
 			work.Go(func() { a.logs.serve(s) })
 		case link.KindPort:
 			work.Go(func() { a.servePort(ctx, s, h.Port) })
+		case link.KindNames:
+			work.Go(func() { resolver.Serve(ctx, s, a.log) })
 		case link.KindDebug:
 			work.Go(func() { a.serveDebug(ctx, s) })
 		default:

@@ -39,7 +39,7 @@ func (h Header) Check() error {
 			return checkID(h.Exec)
 		}
 		return nil
-	case KindRPC, KindLog, KindDebug, KindPort:
+	case KindRPC, KindLog, KindDebug, KindPort, KindNames:
 		if h.Container != "" || h.Exec != "" || h.FD != 0 {
 			return fmt.Errorf("%w: kind %d names a process", ErrHeader, h.Kind)
 		}

@@ -20,6 +20,7 @@ const (
 	KindLog   Kind = 3 // the agent's log, lines of JSON, guest to host
 	KindDebug Kind = 4 // a debug shell
 	KindPort  Kind = 5 // a connection to a TCP port on the guest's loopback
+	KindNames Kind = 6 // questions for the name server in the namespace, and answers (package question)
 )
 
 // Header is the first thing on every stream.

@@ -35,6 +35,7 @@ type Guest struct {
 
 	link   link.Opener
 	client *ttrpc.Client
+	names  names
 }
 
 // Connect makes the link to the machine's agent and waits for the first answer.
@@ -105,4 +106,5 @@ func (g *Guest) Leave(ctx context.Context) error {
 func (g *Guest) Close() {
 	_ = g.client.Close()
 	_ = g.link.Close()
+	g.names.close()
 }

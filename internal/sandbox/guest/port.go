@@ -19,22 +19,26 @@ func (g *Guest) DialPort(ctx context.Context, port uint16) (link.Stream, error) 
 	if err != nil {
 		return nil, fmt.Errorf("connect to port %d: %w", port, err)
 	}
-	if deadline, ok := ctx.Deadline(); ok {
-		err = st.SetReadDeadline(deadline)
-	}
-	var connected [1]byte
-	if err == nil {
-		_, err = io.ReadFull(st, connected[:])
-	}
-	if errors.Is(err, io.EOF) {
-		err = unix.ECONNREFUSED
-	}
-	if err == nil {
-		err = st.SetReadDeadline(time.Time{})
-	}
-	if err != nil {
+	if err := connected(ctx, st); err != nil {
 		_ = st.Close()
 		return nil, fmt.Errorf("connect to port %d: %w", port, err)
 	}
 	return st, nil
+}
+
+// connected waits for the byte by which the guest says that it has what a stream is
+// for. The error wraps unix.ECONNREFUSED when the guest ends the stream instead.
+func connected(ctx context.Context, st link.Stream) error {
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := st.SetReadDeadline(deadline); err != nil {
+			return err
+		}
+	}
+	var b [1]byte
+	if _, err := io.ReadFull(st, b[:]); errors.Is(err, io.EOF) {
+		return unix.ECONNREFUSED
+	} else if err != nil {
+		return err
+	}
+	return st.SetReadDeadline(time.Time{})
 }

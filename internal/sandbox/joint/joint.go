@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/network"
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
@@ -184,10 +185,13 @@ func (j *Joint) Join(cfg *vmm.Config) {
 // Close takes the junction apart. It may be called again.
 func (j *Joint) Close() error { return errors.Join(j.Attachment.Close(), j.closeVhost()) }
 
+// Resolve lets the guest ask a name server in the namespace, once there is one.
+type Resolve func(ctx context.Context, ns *os.File, log *slog.Logger)
+
 // Settle is called before a container starts. Once it passes on what has come into
 // the namespace since the machine was made; what changes afterwards is told until
 // what own gets is closed.
-func (j *Joint) Settle(ctx context.Context, tell network.Tell, log *slog.Logger, own func(io.Closer)) error {
+func (j *Joint) Settle(ctx context.Context, tell network.Tell, resolve Resolve, log *slog.Logger, own func(io.Closer)) error {
 	if j.Namespace() == nil {
 		return nil
 	}
@@ -197,10 +201,15 @@ func (j *Joint) Settle(ctx context.Context, tell network.Tell, log *slog.Logger,
 		return nil
 	}
 	defer timeline.Step(ctx, "settle network")()
-	f, err := j.Follow(ctx, tell, log)
+	f, err := j.Follow(ctx, func(ctx context.Context, nw *agentv1.Network) error {
+		// The server comes with a network that has one, and before its interface.
+		resolve(ctx, j.Namespace(), log)
+		return tell(ctx, nw)
+	}, log)
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
+	resolve(ctx, j.Namespace(), log)
 	j.settled = true
 	own(f)
 	return nil
