@@ -28,14 +28,16 @@ const (
 // joint is the place where a process of the guest and this one meet.
 type joint struct {
 	Process
-	client  *proxy.Client
-	streams [3]link.Stream
-	ended   chan ending // gets how the process has ended, once
+	client   *proxy.Client
+	streams  [3]link.Stream
+	notifier *notifier
+	ended    chan ending // gets how the process has ended, once
 }
 
 // ending is how a process has ended, or that nobody knows.
 type ending struct {
 	code uint32
+	oom  bool // a process of the container was killed for want of memory
 	err  error
 }
 
@@ -61,10 +63,10 @@ func catch() (received chan os.Signal, stop func()) {
 func (j *joint) wait(ctx context.Context) {
 	resp, err := j.client.Wait(ctx, &proxyv1.WaitRequest{Container: j.Container, Exec: j.Exec, Hold: true})
 	if err != nil {
-		j.ended <- ending{report.LostCode, errors.Join(errGone, err)}
+		j.ended <- ending{code: report.LostCode, err: errors.Join(errGone, err)}
 		return
 	}
-	j.ended <- ending{resp.GetExitCode(), nil}
+	j.ended <- ending{code: resp.GetExitCode(), oom: resp.GetOomKilled()}
 }
 
 func (j *joint) close() {
@@ -98,6 +100,9 @@ func (j *joint) run(ctx context.Context, received <-chan os.Signal) int {
 	e := <-j.ended
 	if e.err == nil {
 		drain(&out, outputs)
+	}
+	if e.oom {
+		j.notifier.give(j.Container)
 	}
 	if e.err == nil && j.Exec != "" {
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)

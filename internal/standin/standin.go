@@ -49,6 +49,8 @@ type Process struct {
 	// Exec is empty for the first process of the container.
 	Exec string `json:"exec,omitempty"`
 	TTY  bool   `json:"tty,omitempty"`
+	// Notice is of the first process only.
+	Notice Notice `json:"notice,omitzero"`
 }
 
 // Main is the program kata-shim. It returns the exit code of the process.
@@ -89,6 +91,9 @@ func Main(args []string) int {
 		return refuse(control, err)
 	}
 	defer j.close()
+	if j.notifier, err = p.Notice.open(); err != nil {
+		return refuse(control, err)
+	}
 	if err := hide(p.StateDir); err != nil {
 		return refuse(control, err)
 	}
@@ -98,7 +103,7 @@ func Main(args []string) int {
 	}
 	go func() { // ends with us
 		if word, _ := said.ReadString('\n'); word != left {
-			j.ended <- ending{report.LostCode, errGone}
+			j.ended <- ending{code: report.LostCode, err: errGone}
 		}
 		_ = control.Close()
 	}()

@@ -147,6 +147,7 @@ func (b *birth) read() (err error) {
 		ID: b.id, Bundle: dir, Created: time.Now().UTC(), UID: uint32(os.Getuid()),
 		Annotations: b.spec.Annotations, Sandbox: b.place.sandbox,
 	}
+	b.told = noticeTo(b.spec, dir, os.Getenv(eventsEnv))
 	return b.translate(dir)
 }
 

@@ -27,6 +27,7 @@ type stand struct {
 	size                     *specs.Box
 	consoleSocket            string
 	detach                   bool
+	told                     standin.Notice
 
 	console *console.Console // nil without a terminal
 	child   *standin.Child
@@ -72,7 +73,7 @@ func (s *stand) spawn(ctx context.Context) (err error) {
 // join joins the kata-shim with the process, which has been created.
 func (s *stand) join() error {
 	return s.child.Join(standin.Process{
-		StateDir: s.a.Conf.Runtime.StateDir, Sandbox: s.sandbox, Container: s.container, Exec: s.exec, TTY: s.tty,
+		StateDir: s.a.Conf.Runtime.StateDir, Sandbox: s.sandbox, Container: s.container, Exec: s.exec, TTY: s.tty, Notice: s.told,
 	})
 }
 
