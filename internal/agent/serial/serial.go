@@ -1,7 +1,7 @@
 // Package serial is the guest's end of the virtio-serial port that the link to the
 // host goes through.
 //
-// Life cycle: Open, once; then Serve (or Conn) for one host after the other. A host
+// Life cycle: Open, once; then Serve (or Await and Conn) for one host after the other. A host
 // may leave and another come while the port stays as it is, also across the
 // saving and restoring of the machine. So the port is never closed in between:
 // the kernel throws away what is unread at that moment, which may be the next
@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/agent/await"
@@ -32,10 +33,18 @@ const (
 	retry = 20 * time.Millisecond
 )
 
-// Port is an open port. It has one user at a time.
+// Port is an open port. It has one user at a time, besides Close.
+//
+// No more than one descriptor of it is with the poller at any time. To the driver, to
+// be asked whether there is something to read means to fetch it, and then the device's
+// interrupt is none: whoever has asked is the only one who hears. With two, the poller
+// asks both when it wakes up, and what comes between the two is told to the second.
 type Port struct {
 	path string
-	file *direct.File
+
+	mu      sync.Mutex
+	fd      int          // guarded by mu; -1 when closed. The poller does not know it
+	waiting *direct.File // guarded by mu; of Await, nil for none
 }
 
 // Open waits for the port with the given name to appear and opens it.
@@ -60,11 +69,11 @@ func Open(ctx context.Context, name string) (*Port, error) {
 
 // newPort takes fd over, also on error.
 func newPort(fd int, path string) (*Port, error) {
-	f, err := direct.NewFile(fd, path)
-	if err != nil {
-		return nil, err
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("make %s non-blocking: %w", path, err)
 	}
-	return &Port{path, f}, nil
+	return &Port{path: path, fd: fd}, nil
 }
 
 // find looks for the port in sysfs; "" means that it is not there.
@@ -83,7 +92,31 @@ func find(class, dev, name string) (string, error) {
 }
 
 // Close closes the port. It ends Await, and with an error Serve.
-func (p *Port) Close() error { return p.file.Close() }
+func (p *Port) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fd < 0 {
+		return fmt.Errorf("close %s: %w", p.path, os.ErrClosed)
+	}
+	err := unix.Close(p.fd)
+	p.fd = -1
+	if p.waiting != nil {
+		err = errors.Join(err, p.waiting.Close())
+	}
+	return err
+}
+
+// duplicate returns a further descriptor of the port. p.mu is held.
+func (p *Port) duplicate() (int, error) {
+	if p.fd < 0 {
+		return -1, fmt.Errorf("use %s: %w", p.path, os.ErrClosed)
+	}
+	fd, err := unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("duplicate %s: %w", p.path, err)
+	}
+	return fd, nil
+}
 
 // Serve waits for a host and its greeting, and returns the link to it. Its error
 // says that the port cannot be used.
@@ -111,18 +144,14 @@ func (p *Port) Serve(ctx context.Context) (link.Listener, error) {
 	}
 }
 
-// Conn returns the port for one host. It ends when that leaves.
+// Conn returns the port for one host, which has to be closed before Conn or Await
+// are called again.
 func (p *Port) Conn() (*direct.Port, error) {
-	raw, err := p.file.SyscallConn()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fd, err := p.duplicate()
 	if err != nil {
-		return nil, fmt.Errorf("use %s: %w", p.path, err)
-	}
-	fd, dup := -1, error(nil)
-	if err := raw.Control(func(port uintptr) { fd, dup = unix.FcntlInt(port, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return nil, fmt.Errorf("use %s: %w", p.path, err)
-	}
-	if dup != nil {
-		return nil, fmt.Errorf("duplicate %s: %w", p.path, dup)
+		return nil, err
 	}
 	return direct.NewPort(fd, p.path)
 }
@@ -131,7 +160,17 @@ func (p *Port) Conn() (*direct.Port, error) {
 // hung up; the runtime's poller hears when that changes, and nothing has to look
 // again and again.
 func (p *Port) Await() error {
-	raw, err := p.file.SyscallConn()
+	f, err := p.wait()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.waiting = nil
+		_ = f.Close()
+	}()
+	raw, err := f.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("use %s: %w", p.path, err)
 	}
@@ -144,4 +183,16 @@ func (p *Port) Await() error {
 		return fmt.Errorf("wait for the host: %w", err)
 	}
 	return nil
+}
+
+// wait returns what Await waits for.
+func (p *Port) wait() (*direct.File, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fd, err := p.duplicate()
+	if err != nil {
+		return nil, err
+	}
+	p.waiting, err = direct.NewFile(fd, p.path)
+	return p.waiting, err
 }

@@ -2,10 +2,12 @@ package serial
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/seed-efd44b36/kata/internal/link"
@@ -136,5 +138,54 @@ func TestAwait(t *testing.T) {
 	}
 	if err := p.Await(); err != nil {
 		t.Error(err)
+	}
+}
+
+// polled counts the descriptors of a socket that the runtime's poller knows.
+func polled(t *testing.T, fd int) int {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		t.Fatal(err)
+	}
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, f := range fds {
+		if to, err := os.Readlink("/proc/self/fd/" + f.Name()); err != nil || to != "anon_inode:[eventpoll]" {
+			continue
+		}
+		info, err := os.ReadFile("/proc/self/fdinfo/" + f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += strings.Count(string(info), fmt.Sprintf(" ino:%x ", st.Ino))
+	}
+	return n
+}
+
+// TestOnlyOneIsPolled: what one descriptor of a port is told another does not hear.
+func TestOnlyOneIsPolled(t *testing.T) {
+	p, _ := port(t)
+	if n := polled(t, p.fd); n != 0 {
+		t.Errorf("%d descriptors of an open port are polled", n)
+	}
+	c, err := p.Conn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := polled(t, p.fd); n != 1 {
+		t.Errorf("%d descriptors are polled with a connection", n)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Await(); err != nil {
+		t.Fatal(err)
+	}
+	if n := polled(t, p.fd); n != 0 {
+		t.Errorf("%d descriptors are polled after a wait", n)
 	}
 }
