@@ -101,19 +101,24 @@ func deadline(t *testing.T) context.Context {
 }
 
 func TestConnectErrors(t *testing.T) {
-	for _, test := range []struct{ name, says, want string }{
-		{"nothing", "", "EOF"},
-		{"no json", "hello\n", "decode"},
-		{"no greeting", `{"return": {}}` + "\n", "no greeting"},
-		{"endless line", strings.Repeat("x", maxLine+10), "longer"},
-		{"end after the greeting", greeting, "closed"},
-		{"refusal", greeting + `{"error": {"class": "GenericError", "desc": "not today"}, "id": 1}` + "\n", "not today"},
+	// answers is said when something has been asked.
+	for _, test := range []struct{ name, says, answers, want string }{
+		{"nothing", "", "", "EOF"},
+		{"no json", "hello\n", "", "decode"},
+		{"no greeting", `{"return": {}}` + "\n", "", "no greeting"},
+		{"endless line", strings.Repeat("x", maxLine+10), "", "longer"},
+		{"end after the greeting", greeting, "", "closed"},
+		{"refusal", greeting, `{"error": {"class": "GenericError", "desc": "not today"}, "id": 1}` + "\n", "not today"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			ours, theirs := pair(t)
 			var saying sync.WaitGroup
 			saying.Go(func() {
 				_, _ = theirs.Write([]byte(test.says)) // the client may have gone
+				if test.answers != "" {
+					_, _ = theirs.Read(make([]byte, 1000))
+					_, _ = theirs.Write([]byte(test.answers))
+				}
 				_ = theirs.CloseWrite()
 				_, _ = io.Copy(io.Discard, theirs)
 			})
