@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -29,12 +31,17 @@ func (a *Verbs) leaderOf(id string, sp *specs.Spec) (*record.Record, error) {
 	switch an := sp.Annotations; {
 	case an[crioType] == "container":
 		named = an[crioSandboxID]
+	case an[crioType] != "":
+		// CRI-O passes on what users write of the others.
 	case an[criType] == "container":
 		named = an[criSandboxID]
 	}
 	if named != "" && named != id {
 		rec, err := a.containers().Read(named)
 		if err == nil {
+			if err := sameNetwork(sp, rec); err != nil {
+				return nil, fmt.Errorf("the pod sandbox %s of container %s: %w", named, id, err)
+			}
 			return &rec, nil
 		}
 		if sp.Annotations[manager] != libpod {
@@ -42,6 +49,34 @@ func (a *Verbs) leaderOf(id string, sp *specs.Spec) (*record.Record, error) {
 		}
 	}
 	return a.sharedWith(sp)
+}
+
+// sameNetwork makes sure that the spec names the network namespace of the sandbox that
+// it is to join. Annotations may be those of a user, the path is the engine's word.
+func sameNetwork(sp *specs.Spec, leader record.Record) error {
+	path := ""
+	if sp.Linux != nil {
+		for _, ns := range sp.Linux.Namespaces {
+			if ns.Type == specs.NetworkNamespace {
+				path = ns.Path
+			}
+		}
+	}
+	if path == "" {
+		return errors.New("the container does not share its network namespace, and so cannot be in its virtual machine")
+	}
+	want, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", leader.Shim.PID))
+	if err != nil || !leader.Shim.Alive() {
+		return errors.New("it has ended")
+	}
+	got, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(want, got) {
+		return fmt.Errorf("%s is not its network namespace", path)
+	}
+	return nil
 }
 
 // sharedWith is a container of whose kata-shim the spec names a namespace.

@@ -40,9 +40,13 @@ func TestLeader(t *testing.T) {
 		err  string
 	}{
 		{"alone", specs.Spec{Linux: at("")}, "", ""},
-		{"of the CRI", specs.Spec{Annotations: map[string]string{criType: "container", criSandboxID: "pod"}}, "pod", ""},
+		{"of the CRI", specs.Spec{Annotations: map[string]string{criType: "container", criSandboxID: "pod"}, Linux: at(own)}, "pod", ""},
+		{"of another's pod", specs.Spec{Annotations: map[string]string{criType: "container", criSandboxID: "pod"}, Linux: at("/proc/self/ns/mnt")}, "", "not its network namespace"},
+		{"of the CRI, on its own network", specs.Spec{Annotations: map[string]string{criType: "container", criSandboxID: "pod"}, Linux: at("")}, "", "does not share"},
+		{"of a pod that has ended", specs.Spec{Annotations: map[string]string{criType: "container", criSandboxID: "dead"}, Linux: at(own)}, "", "it has ended"},
+		{"of CRI-O's infra, with what a user wrote", specs.Spec{Annotations: map[string]string{crioType: "sandbox", criType: "container", criSandboxID: "pod"}, Linux: at("")}, "", ""},
 		{"the CRI's pod itself", specs.Spec{Annotations: map[string]string{criType: "sandbox", criSandboxID: "c"}}, "", ""},
-		{"of CRI-O", specs.Spec{Annotations: map[string]string{crioType: "container", crioSandboxID: "pod"}}, "pod", ""},
+		{"of CRI-O", specs.Spec{Annotations: map[string]string{crioType: "container", crioSandboxID: "pod"}, Linux: at(own)}, "pod", ""},
 		{"of a pod that is gone", specs.Spec{Annotations: map[string]string{crioType: "container", crioSandboxID: "no"}, Linux: at(own)}, "", "pod sandbox no"},
 		{"of Podman, without infra", specs.Spec{Annotations: map[string]string{crioType: "container", crioSandboxID: "no", manager: libpod}, Linux: at("")}, "", ""},
 		{"of Podman, by a namespace", specs.Spec{Annotations: map[string]string{crioType: "container", crioSandboxID: "no", manager: libpod}, Linux: at(own)}, "pod", ""},
