@@ -31,7 +31,7 @@ func (a *app) templateCreate() *cobra.Command {
 			if _, err := b.Ensure(cmd.Context()); err != nil { // it may take long, so say it
 				return err
 			}
-			key, err := owner.AskForTemplate(cmd.Context(), owner.Request{Config: a.conf, MemoryMiB: memory, CPUs: cpus, NICs: nics})
+			key, err := owner.AskForTemplate(cmd.Context(), owner.Request{Config: a.conf, MemoryMiB: memory, CPUs: cpus, NICs: nics}, nil)
 			if err != nil {
 				return err
 			}

@@ -27,6 +27,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/seed-efd44b36/kata/internal/thread"
 	"golang.org/x/sys/unix"
@@ -140,6 +141,9 @@ func (s *Server) Close() {
 	<-s.done
 }
 
+// leaveTime is what a server gets to finish an answer when it leaves.
+const leaveTime = time.Second
+
 // errLeft ends a server that is to leave the connection to another.
 var errLeft = errors.New("left to another server")
 
@@ -152,9 +156,18 @@ func (s *Server) Leave() (left *os.File, err error) {
 		if _, err = unix.Write(s.leave, binary.NativeEndian.AppendUint64(nil, 1)); err != nil {
 			_ = unix.Shutdown(s.conn, unix.SHUT_RDWR)
 		}
-		<-s.done
+		select {
+		case <-s.done:
+		case <-time.After(leaveTime):
+			_ = unix.Shutdown(s.conn, unix.SHUT_RDWR)
+			<-s.done
+			err = errors.New("its peer takes no answers")
+		}
 		var fd int
-		if fd, err = unix.FcntlInt(uintptr(s.conn), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+		if err == nil {
+			fd, err = unix.FcntlInt(uintptr(s.conn), unix.F_DUPFD_CLOEXEC, 0)
+		}
+		if err == nil {
 			left = os.NewFile(uintptr(fd), "share")
 		}
 		s.end()

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/config"
@@ -42,7 +43,7 @@ func (t templates) Claim(ctx context.Context, c vmm.Config) (*warm.Clone, error)
 	if err != nil {
 		return nil, err
 	}
-	return warm.Claim(ctx, t.conf.Runtime.StateDir, k)
+	return warm.Claim(ctx, t.conf.Runtime.StateDir, k, t.conf.Factory.VMCacheNumber)
 }
 
 // keep makes one warm clone of the template, if the pool has room for it, waits until
@@ -63,7 +64,7 @@ func refill(ctx context.Context, r Request) error {
 		return nil
 	}
 	r.Detached = true
-	_, err := AskForTemplate(ctx, r)
+	_, err := AskForTemplate(ctx, r, nil)
 	return err
 }
 
@@ -170,30 +171,37 @@ func (k *keeper) serve(ctx context.Context, r Request) error {
 		}
 		return errors.Join(err, k.sb.Close(context.WithoutCancel(ctx)))
 	}
-	refilled := k.hold(ctx, r, held)
+	// The owner's configuration may have changed since.
+	r.Config.Factory.VMCacheNumber = held.Want
+	var work sync.WaitGroup
+	refilled := k.hold(held, func() { work.Go(func() { k.refill(ctx, r) }) })
 	// By its end of the connection the owner knows that nothing is left.
 	err = errors.Join(k.sb.Close(context.WithoutCancel(ctx)), held.Close())
 	if !refilled {
 		k.refill(ctx, r)
 	}
+	work.Wait()
 	return err
 }
 
-// hold returns when the clone's owner or its machine has ended, and tells whether the
-// pool needs nothing any more.
-func (k *keeper) hold(ctx context.Context, r Request, held *warm.Held) (refilled bool) {
+// hold returns when the clone's owner or its machine has ended, and tells whether
+// refill was called, which begins to fill the pool.
+func (k *keeper) hold(held *warm.Held, refill func()) (refilled bool) {
 	debug.FreeOSMemory()
-	gone := make(chan bool, 1)
-	go func() { gone <- held.Gone() }() // ends with the connection
+	gone := make(chan struct{})
+	go func() { // ends with the connection
+		held.Gone()
+		close(gone)
+	}()
 	next := time.NewTimer(refillAfter)
 	defer next.Stop()
 	for {
 		select {
 		case <-next.C:
-			k.refill(ctx, r)
+			refill()
 			refilled = true
-		case dismissed := <-gone:
-			return refilled || dismissed
+		case <-gone:
+			return refilled
 		case <-k.gift.Running.Process.Done():
 			p := k.gift.Running.Process
 			_ = held.Ended(p.Exit(), p.Stderr()) // who has gone need not know

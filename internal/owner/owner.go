@@ -58,7 +58,7 @@ func Open(o Options) (*sandbox.Sandbox, *slog.Logger, error) {
 	}
 	var saved sandbox.Templates
 	if conf.Factory.EnableTemplate {
-		saved = templates{conf: conf, store: Store(conf)}
+		saved = templates{conf: conf, store: Store(conf), mounts: o.HostMounts}
 	}
 	sb, err := sandbox.New(sandbox.Options{
 		ID: o.ID, Config: conf, Log: log, HostMounts: o.HostMounts, Start: o.Start,

@@ -25,6 +25,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/sandbox/joint"
 	"github.com/seed-efd44b36/kata/internal/sandbox/machine"
 	"github.com/seed-efd44b36/kata/internal/template"
+	"github.com/seed-efd44b36/kata/internal/thread"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"github.com/seed-efd44b36/kata/internal/vmm/qemu"
 	"golang.org/x/sys/unix"
@@ -61,8 +62,9 @@ func Store(conf config.Config) template.Store {
 
 // templates are those of a configuration, for its sandboxes.
 type templates struct {
-	conf  config.Config
-	store template.Store
+	conf   config.Config
+	store  template.Store
+	mounts *os.File // the host's, open as long as the sandbox is
 }
 
 // key is that of the machine's template.
@@ -100,7 +102,7 @@ func (t templates) Want(ctx context.Context, c vmm.Config) error {
 	}
 	_, err = AskForTemplate(ctx, Request{
 		Config: t.conf, MemoryMiB: c.MemoryMiB, CPUs: c.CPUs, NICs: len(c.NICs), Detached: true, Key: k,
-	})
+	}, t.mounts)
 	return err
 }
 
@@ -109,7 +111,9 @@ func (t templates) Reject(key string, why error) { t.store.Reject(key, why) }
 
 // AskForTemplate has a template made by a process of its own, and returns its key
 // once it is there, or "" if the request is detached.
-func AskForTemplate(ctx context.Context, r Request) (key string, err error) {
+// mounts is the mount namespace of the host, nil for our own: the maker's is a copy
+// that follows it.
+func AskForTemplate(ctx context.Context, r Request, mounts *os.File) (key string, err error) {
 	path, err := program.Find("kata-proxy")
 	if err != nil {
 		return "", err
@@ -122,9 +126,10 @@ func AskForTemplate(ctx context.Context, r Request) (key string, err error) {
 	cmd := exec.CommandContext(ctx, path, makerArgs(r)...)
 	cmd.Stdin, cmd.Stdout, cmd.Dir, cmd.Env = bytes.NewReader(request), &said, "/", program.Environment()
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
-	// What it mounts for the machine is seen by it alone and ends with it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Unshareflags: syscall.CLONE_NEWNS}
-	err = cmd.Run()
+	// What it mounts for the machine is seen by it alone and ends with it; see
+	// followMounts.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}
+	err = thread.InMounts(mounts, cmd.Run)
 	text := strings.TrimSpace(said.String())
 	if err != nil && text != "" {
 		err = errors.New(text)
@@ -151,7 +156,20 @@ func MakerMain() int {
 	return 0
 }
 
+// followMounts lets our mount namespace follow that of the host, and not the other way
+// round: what is unmounted there must not stay mounted here, for we may live longer
+// than any sandbox.
+func followMounts() error {
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("mounts of its own: %w", err)
+	}
+	return nil
+}
+
 func answer(in io.Reader) (key string, err error) {
+	if err := followMounts(); err != nil {
+		return "", err
+	}
 	var r Request
 	if err := json.NewDecoder(in).Decode(&r); err != nil {
 		return "", fmt.Errorf("request: %w", err)
@@ -178,7 +196,12 @@ func answer(in io.Reader) (key string, err error) {
 		// Whoever asked waits for the template only.
 		return r.Key, refill(ctx, r)
 	}
-	return r.Key, keep(ctx, r, sandbox.Warm{Size: size, NICs: r.NICs})
+	err = keep(ctx, r, sandbox.Warm{Size: size, NICs: r.NICs})
+	if err != nil {
+		// Lest each start that misses a clone try it anew.
+		Store(r.Config).Failed(wanted, fmt.Errorf("warm clone: %w", err))
+	}
+	return r.Key, err
 }
 
 // detach starts a process for the request and does not wait for it: this one's

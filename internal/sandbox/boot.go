@@ -319,7 +319,11 @@ func (s *Sandbox) startMachine(ctx context.Context, cfg vmm.Config) error {
 		return err
 	}
 	s.machine, s.disks = m, disk.New(m, s.opts.HostMounts)
-	s.background.Go(s.gather)
+	late := []int{os.Getpid()}
+	if s.clone != nil {
+		late = append(m.PIDs(), late...)
+	}
+	s.background.Go(func() { s.cgroup.Gather(late...) })
 	return nil
 }
 

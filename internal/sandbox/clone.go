@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
 	"path/filepath"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
@@ -18,8 +17,8 @@ import (
 	"github.com/seed-efd44b36/kata/internal/warm"
 )
 
-// takeOver makes the machine of a warm clone the sandbox's, if one waits. A clone
-// that cannot be used is no reason to fail.
+// takeOver makes a warm clone the sandbox's machine, if one waits. One that cannot be
+// used is no reason to fail.
 func (s *Sandbox) takeOver(ctx context.Context, cfg vmm.Config, img guestimage.Image, o BootOptions) (done bool, err error) {
 	// To hold a machine to some of the host's CPUs it has to be born there.
 	if !s.templated() || o.ahead() != nil || s.cpus != "" {
@@ -42,10 +41,11 @@ func (s *Sandbox) takeOver(ctx context.Context, cfg vmm.Config, img guestimage.I
 		return false, err
 	}
 	s.log.Warn("warm clone cannot be used", "clone", c.ID, "error", s.explain(err))
-	if s.machine != nil {
-		s.machine.Kill(ctx)
+	s.dropMachine(ctx)
+	if err := c.Release(context.WithoutCancel(ctx), s.log); err != nil {
+		s.log.Warn("warm clone is left", "clone", c.ID, "error", err)
 	}
-	s.machine, s.clone = nil, nil
+	s.clone = nil
 	if s.joint == nil {
 		return false, nil
 	}
@@ -73,6 +73,9 @@ func (s *Sandbox) adopt(ctx context.Context, cfg vmm.Config, img guestimage.Imag
 		}
 	}
 	s.clone = c
+	if err := c.Hurry(); err != nil {
+		return err
+	}
 	if err := s.attachNetwork(ctx, o, c); err != nil {
 		return err
 	}
@@ -148,14 +151,12 @@ func (s *Sandbox) rehearse(ctx context.Context) error {
 // one goes on to be the parent of the machine, and ends with it.
 func (s *Sandbox) Give() (warm.Gift, error) { return warm.NewGift(s.id, s.machine, s.files, s.joint) }
 
-// gather moves the owner, and a machine that was not born there, into the cgroup.
-func (s *Sandbox) gather() {
-	if s.clone == nil {
-		s.cgroup.Gather(os.Getpid())
+// dropMachine ends a machine that another one takes the place of.
+func (s *Sandbox) dropMachine(ctx context.Context) {
+	if s.machine == nil {
 		return
 	}
-	if err := s.clone.Hurry(); err != nil {
-		s.log.Warn("the machine has a low priority", "error", err)
-	}
-	s.cgroup.Gather(s.clone.PID(), os.Getpid())
+	s.machine.Kill(ctx)
+	_ = s.cgroup.Entered() // of what has begun with it
+	s.machine = nil
 }

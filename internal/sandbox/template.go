@@ -87,10 +87,7 @@ func (s *Sandbox) restore(ctx context.Context, cfg vmm.Config, o BootOptions) (d
 	}
 	why := s.explain(err)
 	s.log.Warn("template cannot be used: the machine boots", "template", t.Key, "error", why)
-	if s.machine != nil {
-		s.machine.Kill(ctx)
-	}
-	s.machine = nil
+	s.dropMachine(ctx)
 	if !errors.Is(why, guest.ErrNoAnswer) { // on a busy host it may only be slow
 		spoiled = func() { s.opts.Templates.Reject(t.Key, why) }
 	}

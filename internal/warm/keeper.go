@@ -69,45 +69,55 @@ func (k *Keeper) Give(ctx context.Context) (_ *Held, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("wait for a claim: %w", errors.Join(context.Cause(ctx), err))
 	}
-	if err := k.hand(conn); err != nil {
+	h := &Held{conn: conn}
+	if err := k.hand(h); err != nil {
 		return nil, fmt.Errorf("hand warm clone over: %w", errors.Join(err, conn.Close()))
 	}
-	return &Held{conn: conn}, nil
+	return h, nil
 }
 
-func (k *Keeper) hand(conn *net.UnixConn) error {
+func (k *Keeper) hand(h *Held) error {
+	conn := h.conn
 	// Whoever comes too late is to find nothing.
 	if addr, ok := k.l.Addr().(*net.UnixAddr); ok {
 		if err := os.Remove(filepath.Join(filepath.Dir(addr.Name), socketFile)); err != nil {
 			return err
 		}
 	}
-	text, err := json.Marshal(gift{Version: version, ID: k.g.ID, PID: k.g.Running.Process.PID()})
-	if err != nil {
+	if err := conn.SetDeadline(time.Now().Add(handTime)); err != nil {
 		return err
 	}
+	var want [1]byte
+	if _, err := io.ReadFull(conn, want[:]); err != nil {
+		return err
+	}
+	h.Want = int(want[0])
 	r := k.g.Running
 	files := append([]*os.File{k.pidfd, r.Monitor, r.Agent, r.Console, k.g.Share, k.g.Devices.NS}, k.g.Devices.Taps...)
 	var fds []int
 	for _, f := range files {
 		fds = append(fds, int(f.Fd()))
 	}
-	if err := conn.SetWriteDeadline(time.Now().Add(handTime)); err != nil {
+	text, err := json.Marshal(gift{Version: version, ID: k.g.ID, PID: r.Process.PID(), Files: len(fds)})
+	if err != nil {
 		return err
 	}
-	_, _, err = conn.WriteMsgUnix(text, unix.UnixRights(fds...), nil)
-	return err
+	if _, _, err = conn.WriteMsgUnix(text, unix.UnixRights(fds...), nil); err != nil {
+		return err
+	}
+	return conn.SetDeadline(time.Time{})
 }
 
 // Held is a clone that somebody has claimed.
-type Held struct{ conn *net.UnixConn }
-
-// Gone returns when its owner has ended or closed it, and tells whether the clone was
-// only dismissed.
-func (h *Held) Gone() (dismissed bool) {
-	n, _ := io.Copy(io.Discard, h.conn)
-	return n > 0
+type Held struct {
+	// Want is how many clones the owner wants to wait now: 0 if it only dismisses
+	// this one.
+	Want int
+	conn *net.UnixConn
 }
+
+// Gone returns when its owner has ended or closed it.
+func (h *Held) Gone() { _, _ = io.Copy(io.Discard, h.conn) }
 
 // Ended tells the owner how the VMM has ended. That nothing is left of it the owner
 // knows by Close, which is the last that the keeper does.

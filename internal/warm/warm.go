@@ -8,7 +8,7 @@
 // There is no service that knows all clones: each has a directory among those of
 // sandboxes, warm-KEY-RANDOM, with a socket in it until it is claimed.
 //
-//	keeper: Listen -> Give (waits for a claim) -> Held.Gone, or the VMM's end -> Held.End
+//	keeper: Listen -> Give (waits for a claim) -> Held.Gone, or the VMM's end -> Held.Ended, Close
 //	owner:  Claim -> use -> Close
 package warm
 
@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -42,8 +43,6 @@ const (
 	socketFile = "claim.sock"
 	// version is that of what the two processes say to each other.
 	version = 1
-	// notWanted is what a keeper is told whose clone is dismissed.
-	notWanted = 'x'
 	// fixedFiles are those before the network devices.
 	fixedFiles = 6
 	maxFiles   = 253 // that the kernel passes at once
@@ -116,6 +115,7 @@ type gift struct {
 	Version int    `json:"version"`
 	ID      string `json:"id"`
 	PID     int    `json:"pid"`
+	Files   int    `json:"files"`
 }
 
 // end is what is said when the VMM has ended.
@@ -145,36 +145,48 @@ func IsClone(id string) bool { return strings.HasPrefix(id, prefix) }
 // Clone is a clone that was claimed. It is its machine's vmm.Process.
 type Clone struct {
 	Gift
-	dir    string
-	pid    int
-	pidfd  int
-	conn   *net.UnixConn // to its keeper
-	done   chan struct{}
+	dir   string
+	pid   int
+	pidfd int
+	conn  *net.UnixConn // to its keeper
+	done  chan struct{}
+
+	closing sync.Once
+	closed  error // of close; valid after it
+
 	exit   supervise.Exit // valid after done is closed, like stderr
 	stderr []byte
 }
 
 // Claim takes a clone of the kind, of those that have their directories in dir. The
-// error wraps ErrNone when none is to be had.
-func Claim(ctx context.Context, dir, key string) (*Clone, error) {
+// error wraps ErrNone when there is none. want is how many are to wait afterwards.
+func Claim(ctx context.Context, dir, key string, want int) (*Clone, error) {
 	socks, err := filepath.Glob(filepath.Join(dir, prefix+key+"-*", socketFile))
 	if err != nil {
 		return nil, fmt.Errorf("claim a warm clone: %w", err)
 	}
-	errs := []error{ErrNone}
+	ctx, cancel := context.WithTimeout(ctx, handTime)
+	defer cancel()
+	var errs []error
 	for _, sock := range socks {
-		c, err := claim(ctx, sock)
+		c, err := claim(ctx, sock, want)
 		if err == nil {
 			return c, nil
 		}
+		if errors.Is(err, unix.ECONNREFUSED) { // its keeper was killed
+			_, cerr := cleanup.Collect(ctx, filepath.Dir(sock), slog.New(slog.DiscardHandler), nil)
+			err = errors.Join(err, cerr)
+		}
 		errs = append(errs, err)
+	}
+	if len(errs) == 0 {
+		return nil, ErrNone
 	}
 	return nil, fmt.Errorf("claim: %w", errors.Join(errs...))
 }
 
-func claim(ctx context.Context, sock string) (_ *Clone, err error) {
-	ctx, cancel := context.WithTimeout(ctx, handTime)
-	defer cancel()
+// claim tells the keeper how many clones are wanted after this one.
+func claim(ctx context.Context, sock string, want int) (_ *Clone, err error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", sock)
 	if err != nil {
 		return nil, err
@@ -188,13 +200,15 @@ func claim(ctx context.Context, sock string) (_ *Clone, err error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = c.conn.SetDeadline(deadline)
 	}
-	text, files, err := receive(c.conn)
-	if err != nil {
+	if _, err = c.conn.Write([]byte{byte(min(max(want, 0), 255))}); err != nil {
 		return nil, err
 	}
+	text, files, err := receive(c.conn)
 	var g gift
-	err = json.Unmarshal(text, &g)
-	if err == nil && (g.Version != version || len(files) < fixedFiles) {
+	if err == nil {
+		err = json.Unmarshal(text, &g)
+	}
+	if err == nil && (g.Version != version || len(files) < fixedFiles || len(files) != g.Files) {
 		err = fmt.Errorf("its keeper is of another version of kata (%d files, protocol %d)", len(files), g.Version)
 	}
 	if err != nil {
@@ -218,12 +232,15 @@ func claim(ctx context.Context, sock string) (_ *Clone, err error) {
 func receive(conn *net.UnixConn) ([]byte, []*os.File, error) {
 	text := make([]byte, 4096)
 	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
-	n, oobn, _, _, err := conn.ReadMsgUnix(text, oob)
+	n, oobn, flags, _, err := conn.ReadMsgUnix(text, oob)
 	if err != nil {
 		return nil, nil, err
 	}
 	var files []*os.File
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if flags&unix.MSG_CTRUNC != 0 {
+		err = errors.Join(err, errors.New("its files do not find room among our open ones"))
+	}
 	for _, m := range messages {
 		fds, rerr := unix.ParseUnixRights(&m)
 		err = errors.Join(err, rerr)
@@ -243,6 +260,12 @@ func (c *Clone) follow() {
 	defer close(c.done)
 	c.exit = supervise.Exit{Code: -1, Err: errors.New("the keeper of the warm clone has ended")}
 	var e end
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		c.ended()
+		// A keeper that stands still must not hold up those who wait for the VMM.
+		_ = c.conn.SetReadDeadline(time.Now().Add(endTime))
+	})
 	d := json.NewDecoder(c.conn)
 	if d.Decode(&e) == nil {
 		c.exit, c.stderr = e.exit(), e.Stderr
@@ -251,9 +274,14 @@ func (c *Clone) follow() {
 		c.exit.At = time.Now()
 	}
 	// A keeper that was killed takes its VMM along.
-	_ = unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
+	c.Kill()
+	watching.Wait()
+}
+
+// ended returns when the VMM has ended.
+func (c *Clone) ended() {
 	for {
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(c.pidfd), Events: unix.POLLIN}}, int(endTime.Milliseconds()))
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(c.pidfd), Events: unix.POLLIN}}, -1)
 		if !errors.Is(err, unix.EINTR) {
 			return
 		}
@@ -302,8 +330,13 @@ func (c *Clone) Release(ctx context.Context, log *slog.Logger) error {
 	return errors.Join(err, cerr)
 }
 
-// Close ends the clone, and waits until its keeper has.
+// Close ends the clone, and waits until its keeper has. It may be called again.
 func (c *Clone) Close() error {
+	c.closing.Do(func() { c.closed = c.close() })
+	return c.closed
+}
+
+func (c *Clone) close() error {
 	_ = c.conn.CloseWrite()
 	timer := time.NewTimer(endTime)
 	defer timer.Stop()
@@ -331,22 +364,33 @@ func List(dir string) []Waiting {
 	for _, sock := range socks {
 		id := filepath.Base(filepath.Dir(sock))
 		key, _, _ := strings.Cut(strings.TrimPrefix(id, prefix), "-")
-		if info, err := os.Lstat(sock); err == nil {
+		if info, err := os.Lstat(sock); err == nil && kept(filepath.Dir(sock)) {
 			out = append(out, Waiting{ID: id, Key: key, Since: info.ModTime()})
 		}
 	}
 	return out
 }
 
+// kept tells whether the keeper of the clone lives: it holds the lock.
+func kept(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, cleanup.LockFile))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
+}
+
 // Dismiss ends a clone that waits, and returns when it is gone. No other takes its
 // place. It may be claimed or gone already.
 func Dismiss(ctx context.Context, dir string, w Waiting) error {
-	c, err := claim(ctx, filepath.Join(dir, w.ID, socketFile))
+	ctx, cancel := context.WithTimeout(ctx, handTime)
+	defer cancel()
+	c, err := claim(ctx, filepath.Join(dir, w.ID, socketFile), 0)
 	if err != nil {
 		return nil //nolint:nilerr // somebody else has it
 	}
-	_, err = c.conn.Write([]byte{notWanted})
-	return errors.Join(err, c.Close())
+	return c.Close()
 }
 
 // Hurry gives the VMM the priority of the calling process: it was made at a lower one.
@@ -358,6 +402,11 @@ func (c *Clone) Hurry() error {
 	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", c.pid))
 	if err != nil {
 		return fmt.Errorf("priority of the warm clone: %w", err)
+	}
+	// Where memory runs out it goes like any machine of this owner. To be spared more
+	// takes a capability that the owner may not have.
+	if score, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.pid), score, 0)
 	}
 	for _, t := range threads {
 		tid, err := strconv.Atoi(t.Name())
