@@ -42,7 +42,16 @@ type nic struct {
 	// The interface that is joined to it; 0 and empty: none.
 	index int
 	name  string
+	// answers: the interface's namespace has been given those of name servers, or
+	// cannot be.
+	answers bool
 }
+
+// The order of filters.
+const (
+	answersFirst = 1
+	redirectLast = 2
+)
 
 // NIC is what the VMM is to make a network device of.
 type NIC struct {
@@ -345,7 +354,7 @@ func (n *nic) leave() error {
 			errs = append(errs, fmt.Errorf("restore %s: %w", n.name, err))
 		}
 	}
-	n.index, n.name = 0, ""
+	n.index, n.name, n.answers = 0, "", false
 	return errors.Join(errs...)
 }
 
@@ -427,7 +436,7 @@ func redirect(from, to netlink.Link) error {
 	// matchall, which does the same.
 	err = netlink.FilterAdd(&netlink.U32{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: from.Attrs().Index, Parent: netlink.MakeHandle(0xffff, 0), Priority: 1, Protocol: unix.ETH_P_ALL,
+			LinkIndex: from.Attrs().Index, Parent: netlink.MakeHandle(0xffff, 0), Priority: redirectLast, Protocol: unix.ETH_P_ALL,
 		},
 		Actions: []netlink.Action{&netlink.MirredAction{
 			ActionAttrs:  netlink.ActionAttrs{Action: netlink.TC_ACT_STOLEN},

@@ -88,6 +88,9 @@ func (f *Follower) update(ctx context.Context) error {
 	if err != nil {
 		err = fmt.Errorf("read network namespace %s: %w", f.a.ns.Name(), err)
 	}
+	if aerr := inNS(f.a.ns, f.a.leaveAnswers); aerr != nil {
+		f.log.Warn("names of the world outside are not resolved by the engine's name server", "error", aerr)
+	}
 	if nw == nil || proto.Equal(nw, f.a.told) {
 		return err
 	}

@@ -44,26 +44,32 @@ func server() netip.AddrPort { return netip.AddrPortFrom(netip.AddrFrom4([4]byte
 // the address, at a port that the engine's firewall rules lead to.
 func Present(ns *os.File) (present bool, err error) {
 	err = inNS(ns, func() error {
-		f, err := os.Open("/proc/thread-self/net/udp")
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		addr := server().Addr().As4()
-		// The kernel prints the address as this machine reads its bytes.
-		want := fmt.Sprintf("%08X:", binary.NativeEndian.Uint32(addr[:]))
-		s := bufio.NewScanner(io.LimitReader(f, maxSockets))
-		for s.Scan() {
-			if fields := strings.Fields(s.Text()); len(fields) > 1 && strings.HasPrefix(fields[1], want) {
-				present = true
-			}
-		}
-		return s.Err()
+		present, err = Here()
+		return err
 	})
+	return present, err
+}
+
+// Here reports the same of the calling thread's namespace.
+func Here() (present bool, err error) {
+	f, err := os.Open("/proc/thread-self/net/udp")
 	if err != nil {
 		return false, fmt.Errorf("look for a name server: %w", err)
 	}
-	return present, nil
+	defer f.Close()
+	addr := server().Addr().As4()
+	// The kernel prints the address as this machine reads its bytes.
+	want := fmt.Sprintf("%08X:", binary.NativeEndian.Uint32(addr[:]))
+	s := bufio.NewScanner(io.LimitReader(f, maxSockets))
+	for s.Scan() {
+		if fields := strings.Fields(s.Text()); len(fields) > 1 && strings.HasPrefix(fields[1], want) {
+			return true, nil
+		}
+	}
+	if err := s.Err(); err != nil {
+		return false, fmt.Errorf("look for a name server: %w", err)
+	}
+	return false, nil
 }
 
 // Serve answers the questions that come by the stream, until the context ends, or the

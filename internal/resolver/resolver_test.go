@@ -6,13 +6,12 @@ import (
 	"errors"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/seed-efd44b36/kata/internal/link/question"
-	"github.com/seed-efd44b36/kata/internal/network"
+	"github.com/seed-efd44b36/kata/internal/thread"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -26,28 +25,23 @@ func namespace(t *testing.T) *os.File {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to make a network namespace")
 	}
-	path := filepath.Join(t.TempDir(), "netns")
-	if err := network.NewNS(path); err != nil {
-		t.Fatal(err)
-	}
-	ns, err := network.OpenNS(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(ns.Close(), network.DeleteNS(context.Background(), path)); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := inNS(ns, func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
+	var ns *os.File
+	if err := thread.Run(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
-		return netlink.LinkSetUp(lo)
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err == nil {
+			ns, err = os.Open("/proc/thread-self/ns/net")
+		}
+		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = ns.Close() })
 	return ns
 }
 

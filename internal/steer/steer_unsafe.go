@@ -1,9 +1,9 @@
 // Package steer gives sockets what is sent to addresses that they are not bound to, on
 // loopback interfaces and elsewhere, by a program in the kernel (sk_lookup, Linux 5.9).
-// Whoever binds the same port finds it free.
+// Whoever binds the same port finds it free. The host uses it to forward ports, the
+// agent to answer for the name server of an engine.
 //
-// The host uses it to forward ports, the agent to answer for the name server of an
-// engine. It looks at no bytes of anybody.
+// And it leaves answers to whom they are for, where all else is redirected to a guest.
 package steer
 
 import (
@@ -119,19 +119,9 @@ func Attach(ns *os.File, rules []Rule) (_ *Steering, err error) {
 			return nil, err
 		}
 	}
-	code := lookupProgram(sockets, rules)
-	license := []byte("Apache\x00")
-	load := loadAttr{
-		progType: unix.BPF_PROG_TYPE_SK_LOOKUP, attachType: unix.BPF_SK_LOOKUP,
-		insnCount: uint32(len(code) / 8),
-		insns:     uint64(uintptr(unsafe.Pointer(&code[0]))),
-		license:   uint64(uintptr(unsafe.Pointer(&license[0]))),
-	}
-	prog, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
+	prog, err := loadProgram(unix.BPF_PROG_TYPE_SK_LOOKUP, unix.BPF_SK_LOOKUP, lookupProgram(sockets, rules))
 	if err != nil {
-		return nil, fmt.Errorf("load the program: %w", err)
+		return nil, err
 	}
 	s.fds = append(s.fds, prog)
 	attach := linkAttr{progFD: uint32(prog), targetFD: uint32(ns.Fd()), attachType: unix.BPF_SK_LOOKUP}
@@ -141,6 +131,24 @@ func Attach(ns *os.File, rules []Rule) (_ *Steering, err error) {
 	}
 	s.fds = append(s.fds, attached)
 	return nil, nil
+}
+
+// loadProgram loads a program of instructions.
+func loadProgram(kind, attach uint32, code []byte) (int, error) {
+	license := []byte("Apache\x00")
+	load := loadAttr{
+		progType: kind, attachType: attach,
+		insnCount: uint32(len(code) / 8),
+		insns:     uint64(uintptr(unsafe.Pointer(&code[0]))),
+		license:   uint64(uintptr(unsafe.Pointer(&license[0]))),
+	}
+	prog, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	runtime.KeepAlive(code)
+	runtime.KeepAlive(license)
+	if err != nil {
+		return -1, fmt.Errorf("load the program: %w", err)
+	}
+	return prog, nil
 }
 
 // put puts a socket into the map.

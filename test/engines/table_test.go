@@ -4,10 +4,12 @@ package engines
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/seed-efd44b36/kata/test/harness"
@@ -32,6 +34,7 @@ var table = []struct {
 	{"terminal", testTerminal},
 	{"detached", testDetached},
 	{"network", testNetwork},
+	{"outside", testOutside},
 	{"oom", testOOM},
 	{"restart", testRestart},
 	{"build", testBuild},
@@ -333,6 +336,47 @@ func testNetwork(t *testing.T, s subject) {
 			t.Errorf("%q, %s", r.Stdout, r.Stderr)
 		}
 	})
+}
+
+// testOutside asks for a name that a server outside of the network knows, which
+// Docker's own server asks.
+func testOutside(t *testing.T, s subject) {
+	if s.podman {
+		t.Skip("Podman's name server is on the network's gateway, where this one would be")
+	}
+	const network = "with-a-server"
+	s.network(t, network)
+	gateway := strings.TrimSpace(s.Must(t, "network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", network))
+	var conf net.ListenConfig
+	server, err := conf.ListenPacket(t.Context(), "udp4", net.JoinHostPort(gateway, "53"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		b := make([]byte, 512)
+		for {
+			n, from, err := server.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			const header = 12
+			if n <= header {
+				continue
+			}
+			a := append([]byte(nil), b[:n]...)
+			// An answer without recursion, of one address: of the question's name,
+			// class and type, for a minute, 192.0.2.7.
+			copy(a[2:], []byte{0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0})
+			a = append(a, 0xc0, header, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 7)
+			_, _ = server.WriteTo(a, from)
+		}
+	})
+	t.Cleanup(func() { _ = server.Close(); serving.Wait() })
+	r := s.Do(t, "run", "--rm", "--network", network, "--dns", gateway, "busybox", "nslookup", "-type=a", "outside.example")
+	if r.Code != 0 || !strings.Contains(r.Stdout, "Address: 192.0.2.7") {
+		t.Errorf("exit code %d: %s %s", r.Code, r.Stdout, r.Stderr)
+	}
 }
 
 func testOOM(t *testing.T, s subject) {
