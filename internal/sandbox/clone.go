@@ -115,7 +115,6 @@ func (s *Sandbox) attachNetwork(ctx context.Context, o BootOptions, c *warm.Clon
 	return nil
 }
 
-// settleNetwork is called before a container starts.
 func (s *Sandbox) settleNetwork(ctx context.Context) error {
 	return s.joint.Settle(ctx, s.tellNetwork, s.guest.ResolveNames, s.log, func(f io.Closer) {
 		s.home.Push("watch of the network", func(context.Context) error { return f.Close() })
