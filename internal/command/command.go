@@ -14,6 +14,7 @@ import (
 
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -63,7 +64,7 @@ type Program struct {
 
 // Main runs the program and returns its exit code.
 func (p Program) Main(args []string) int {
-	if err := sandbox.SilenceRPC(); err != nil {
+	if err := guest.SilenceRPC(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, err)
 		return p.Code("")
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"golang.org/x/sys/unix"
@@ -33,7 +34,7 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stdout, "kata-proxy", version.String())
 		return 0
 	}
-	if err := sandbox.SilenceRPC(); err != nil {
+	if err := guest.SilenceRPC(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}

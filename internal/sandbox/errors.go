@@ -3,7 +3,6 @@ package sandbox
 import (
 	"errors"
 
-	ttrpclog "github.com/containerd/log"
 	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 )
 
@@ -18,11 +17,6 @@ var (
 	// ErrDead: the sandbox has ended.
 	ErrDead = errors.New("sandbox has ended")
 )
-
-// SilenceRPC stops the log of the ttrpc package, which tells every message that
-// it did not expect: a guest can send any number of them, and must not fill the
-// log and with it the host's memory. Nor has a person any use for it.
-func SilenceRPC() error { return ttrpclog.SetLevel("panic") }
 
 // CheckID tells whether s can be the id of a sandbox, container or exec: see
 // guest.CheckID.

@@ -17,6 +17,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/shim/clients"
 	"github.com/seed-efd44b36/kata/internal/shim/controller"
 	"github.com/seed-efd44b36/kata/internal/shim/publisher"
@@ -27,15 +28,14 @@ import (
 // answers is how long the last answers may take to leave.
 const answers = 2 * time.Second
 
-// unusedTimeout is how long a shim waits to be asked for a container. A
-// containerd that lives asks at once; one that has died since it started the
-// shim may have a successor that does not see it (1.6 does not).
+// unusedTimeout is how long a shim waits to be asked for a container. A containerd
+// that lives asks at once; the successor of one that has died may not see it.
 const unusedTimeout = 20 * time.Second
 
 // serve is the shim itself. It is started by spawn, in the bundle.
 func (c command) serve() error {
 	start := timeline.Program("containerd-shim-kata-v2")
-	if err := sandbox.SilenceRPC(); err != nil {
+	if err := guest.SilenceRPC(); err != nil {
 		return err
 	}
 	listener := os.NewFile(listenerFD, "socket")

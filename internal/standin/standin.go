@@ -23,7 +23,7 @@ import (
 
 	"github.com/seed-efd44b36/kata/internal/printable"
 	"github.com/seed-efd44b36/kata/internal/proxy"
-	"github.com/seed-efd44b36/kata/internal/sandbox"
+	"github.com/seed-efd44b36/kata/internal/sandbox/guest"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/version"
 )
@@ -71,7 +71,7 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "kata-shim is started by kata-runtime; it is of no use by hand")
 		return 2
 	}
-	if err := sandbox.SilenceRPC(); err != nil {
+	if err := guest.SilenceRPC(); err != nil {
 		return report.LostCode
 	}
 	received, stop := catch()

@@ -388,7 +388,7 @@ func Dismiss(ctx context.Context, dir string, w Waiting) error {
 	defer cancel()
 	c, err := claim(ctx, filepath.Join(dir, w.ID, socketFile), 0)
 	if err != nil {
-		return nil //nolint:nilerr // somebody else has it
+		return nil // somebody else has it
 	}
 	return c.Close()
 }

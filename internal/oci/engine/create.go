@@ -17,6 +17,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
 	"github.com/seed-efd44b36/kata/internal/cleanup"
+	"github.com/seed-efd44b36/kata/internal/oci/pods"
 	"github.com/seed-efd44b36/kata/internal/oci/record"
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/proxy"
@@ -287,7 +288,7 @@ func (b *birth) abandon(ctx context.Context) error {
 
 // placeOf tells which sandbox a container is to be in.
 func (a *Verbs) placeOf(id string, sp *specs.Spec) (place, error) {
-	leader, err := a.leaderOf(id, sp)
+	leader, err := pods.Leader(a.containers(), id, sp)
 	if err != nil {
 		return place{}, err
 	}

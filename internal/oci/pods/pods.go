@@ -1,4 +1,6 @@
-package engine
+// Package pods tells whose virtual machine a container joins: by the annotations of
+// engines, or because it shares a namespace.
+package pods
 
 import (
 	"errors"
@@ -23,10 +25,10 @@ const (
 	libpod  = "libpod"
 )
 
-// leaderOf is a container whose sandbox another one is to join: that which its
+// Leader is a container whose sandbox another one is to join: that which its
 // annotations name, or one of whose namespaces it is to share, as these are in a
 // virtual machine. Nil: it is to have a sandbox of its own.
-func (a *Verbs) leaderOf(id string, sp *specs.Spec) (*record.Record, error) {
+func Leader(root record.Root, id string, sp *specs.Spec) (*record.Record, error) {
 	named := ""
 	switch an := sp.Annotations; {
 	case an[crioType] == "container":
@@ -37,7 +39,7 @@ func (a *Verbs) leaderOf(id string, sp *specs.Spec) (*record.Record, error) {
 		named = an[criSandboxID]
 	}
 	if named != "" && named != id {
-		rec, err := a.containers().Read(named)
+		rec, err := root.Read(named)
 		if err == nil {
 			if err := sameNetwork(sp, rec); err != nil {
 				return nil, fmt.Errorf("the pod sandbox %s of container %s: %w", named, id, err)
@@ -48,7 +50,7 @@ func (a *Verbs) leaderOf(id string, sp *specs.Spec) (*record.Record, error) {
 			return nil, fmt.Errorf("the pod sandbox %s of container %s: %w", named, id, err)
 		}
 	}
-	return a.sharedWith(sp)
+	return sharedWith(root, sp)
 }
 
 // sameNetwork makes sure that the spec names the network namespace of the sandbox that
@@ -80,7 +82,7 @@ func sameNetwork(sp *specs.Spec, leader record.Record) error {
 }
 
 // sharedWith is a container of whose kata-shim the spec names a namespace.
-func (a *Verbs) sharedWith(sp *specs.Spec) (*record.Record, error) {
+func sharedWith(root record.Root, sp *specs.Spec) (*record.Record, error) {
 	pids := map[int]bool{}
 	if sp.Linux != nil {
 		for _, ns := range sp.Linux.Namespaces {
@@ -94,7 +96,7 @@ func (a *Verbs) sharedWith(sp *specs.Spec) (*record.Record, error) {
 	if len(pids) == 0 {
 		return nil, nil //nolint:nilnil // nil is the value for none
 	}
-	list, err := a.containers().List()
+	list, err := root.List()
 	for _, r := range list {
 		if pids[r.Shim.PID] && r.Shim.Alive() {
 			return &r, nil
