@@ -83,7 +83,8 @@ soak: build ## run hundreds of containers and pods, and kill in each phase (hour
 	KATA_LONG=1 KATA_BIN=$(CURDIR)/bin $(GO) test -tags integration -count=1 -timeout 60m -run TestManyInARow -v ./test/e2e
 	KATA_LONG=1 KATA_BIN=$(CURDIR)/bin $(GO) test -tags integration -count=1 -timeout 120m -run 'TestManyPods|TestFaultsInEachPhase' -v ./test/containerd
 
-suites: setup build ## run containerd's own test suites with runc and kata (an hour)
+suites: setup build ## run containerd's own test suites, and that of OCI runtimes, with runc and kata (an hour)
+	KATA_LONG=1 KATA_BIN=$(CURDIR)/bin $(GO) test -tags integration -count=1 -timeout 60m -v ./test/validation
 	KATA_BIN=$(CURDIR)/bin $(GO) run ./test/suites $(SUITES)
 
 bench: setup build ## measure kata, runc, crun and runsc into docs/performance (an hour; BENCH=-quick: minutes)
