@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -57,8 +58,11 @@ func (d Docker) Install() (Change, error) {
 // Uninstall plans the change that undoes Install.
 func (d Docker) Uninstall() (Change, error) {
 	ch, err := d.plan(func(old []byte) ([]byte, error) {
-		if old == nil || bytes.Equal(old, inDirectory(docker.Daemon, filepath.Dir(d.Runtime))) {
-			return nil, nil // it was begun by Install
+		if bytes.Equal(old, inDirectory(docker.Daemon, filepath.Dir(d.Runtime))) {
+			return d.empty() // it was begun by Install
+		}
+		if len(bytes.TrimSpace(old)) == 0 {
+			return old, nil
 		}
 		f, err := locate(old)
 		if err != nil {
@@ -85,6 +89,15 @@ func (d Docker) Uninstall() (Change, error) {
 		return Change{}, fmt.Errorf("uninstall for docker: %w", err)
 	}
 	return ch, nil
+}
+
+// empty is the file without content that Install has found, or nil for none.
+func (d Docker) empty() ([]byte, error) {
+	saved, err := os.ReadFile(d.Config + backupSuffix)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(saved)) > 0 {
+		return nil, nil
+	}
+	return saved, err
 }
 
 // whole is the member of the file's object that Install adds, and entry that of
@@ -121,7 +134,7 @@ func (d Docker) plan(edit func(old []byte) ([]byte, error)) (Change, error) {
 	if ch.After, err = edit(ch.Before); err != nil {
 		return Change{}, fmt.Errorf("%s: %w", d.Config, err)
 	}
-	if ch.After != nil && !json.Valid(ch.After) {
+	if len(bytes.TrimSpace(ch.After)) > 0 && !json.Valid(ch.After) {
 		return Change{}, fmt.Errorf("%s would not be valid any more; add what deploy/docker/daemon.json has by hand", d.Config)
 	}
 	ch.begun = ch.Before == nil || ch.After == nil

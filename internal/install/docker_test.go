@@ -20,6 +20,8 @@ func TestDockerInstallAndUninstall(t *testing.T) {
 		want         []string // runtimes afterwards
 	}{
 		{name: "no file", config: "none", want: []string{"kata"}},
+		{name: "an empty file", config: "", want: []string{"kata"}},
+		{name: "an empty line", config: " \n", want: []string{"kata"}},
 		{name: "an empty object", config: "{}\n", want: []string{"kata"}},
 		{name: "settings", config: "{\n  \"debug\": true\n}", want: []string{"kata"}},
 		{name: "settings in one line", config: `{"debug": true, "exec-opts": ["a={"]}`, want: []string{"kata"}},
@@ -169,12 +171,12 @@ func TestDropIns(t *testing.T) {
 			if left, _ := filepath.Glob(filepath.Dir(path) + "/*"); len(left) > 0 {
 				t.Errorf("left: %v", left)
 			}
-			for _, other := range []string{"", "[engine]\n", string(text) + "x = 1\n"} {
+			for _, other := range []string{"", "[engine]\n", string(text) + "x = 1\n", strings.Replace(string(text), "\n[", "\nx = 1\n[", 1), strings.Replace(string(text), "/opt/kata", "/opt/mine", 1), strings.Replace(string(text), end, "# mine\n"+end, 1)} {
 				if err := os.WriteFile(path, []byte(other), 0o600); err != nil {
 					t.Fatal(err)
 				}
 				for _, plan := range []func() (Change, error){d.Install, d.Uninstall} {
-					if _, err := plan(); err == nil || !strings.Contains(err.Error(), "by kata") {
+					if _, err := plan(); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "move it away") {
 						t.Errorf("%q: %v", other, err)
 					}
 				}

@@ -2,12 +2,12 @@ package install
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
-	"github.com/pelletier/go-toml/v2"
 	"github.com/seed-efd44b36/kata/deploy/crio"
 	"github.com/seed-efd44b36/kata/deploy/podman"
 )
@@ -50,21 +50,21 @@ func inDirectory(text []byte, dir string) []byte {
 // marked tells whether a text is what Install writes, of any version and with
 // programs in any directory, with nothing changed by hand.
 func (d DropIn) marked(text []byte) bool {
-	body, ok := bytes.CutPrefix(text, []byte(d.mark()))
-	if !ok {
-		return false
-	}
-	body, ok = bytes.CutSuffix(body, []byte(end))
-	return ok && toml.Unmarshal(body, new(map[string]any)) == nil
+	_, body, _ := bytes.Cut(text, []byte("\n"))
+	body, ok := bytes.CutSuffix(body, []byte(end))
+	return ok && bytes.Equal(text, d.file(body))
 }
 
-func (d DropIn) mark() string {
-	return fmt.Sprintf("# kata: begin (kata install %[1]s; kata uninstall %[1]s takes the file away)\n", d.Engine)
+// file is the whole of a file. Its first line has a checksum of the text, by which
+// marked knows what other versions have written.
+func (d DropIn) file(text []byte) []byte {
+	mark := fmt.Sprintf("# kata: begin (kata install %[1]s; kata uninstall %[1]s takes the file away; sha256 %[2]x)\n", d.Engine, sha256.Sum256(text))
+	return bytes.Join([][]byte{[]byte(mark), text, []byte(end)}, nil)
 }
 
 // Install plans the file. It changes nothing when applied twice.
 func (d DropIn) Install() (Change, error) {
-	return d.plan("install for", bytes.Join([][]byte{[]byte(d.mark()), d.text, []byte(end)}, nil))
+	return d.plan("install for", d.file(d.text))
 }
 
 // Uninstall plans to take the file away.
@@ -73,7 +73,7 @@ func (d DropIn) Uninstall() (Change, error) { return d.plan("uninstall for", nil
 func (d DropIn) plan(what string, after []byte) (Change, error) {
 	ch, err := observe(d.Path)
 	if err == nil && ch.Before != nil && !d.marked(ch.Before) {
-		err = errors.New("it has not been written by kata, or was edited since; move it away first")
+		err = errors.New("it has not been written by kata, or was edited since; move it away, or what was added into a file of its own beside it, and run the command again")
 	}
 	// The engine reads no directory that is not there.
 	if parent := filepath.Dir(filepath.Dir(d.Path)); err == nil && after != nil {
