@@ -31,6 +31,8 @@ type Engine struct {
 	program string
 	args    []string
 	env     []string
+	// dir is where it runs, as conmon leaves files in its working directory.
+	dir string
 }
 
 // commandTimeout is for a command that hangs.
@@ -39,7 +41,7 @@ const commandTimeout = 3 * time.Minute
 // Command prepares a command of the engine.
 func (e *Engine) Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, e.program, slices.Concat(e.args, args)...)
-	cmd.Env = append(os.Environ(), e.env...)
+	cmd.Env, cmd.Dir = append(os.Environ(), e.env...), e.dir
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
 }

@@ -75,5 +75,6 @@ func NewPodman(env *harness.Env, name, runtime string) (*Engine, error) {
 		program: podmanProgram,
 		args:    []string{"--root", root, "--runroot", run, "--tmpdir", filepath.Join(run, "tmp")},
 		env:     []string{"CONTAINERS_CONF=" + config},
+		dir:     data,
 	}, nil
 }

@@ -159,24 +159,3 @@ func (c *ociContainer) Remove(ctx context.Context) error {
 	}
 	return finish(c.command(context.WithoutCancel(ctx), "delete", "--force", c.id))
 }
-
-// missing tells what of the OCI command line our runtime does not have yet.
-func missing(ctx context.Context, t tool) string {
-	if t.env == nil {
-		return ""
-	}
-	var list []string
-	for _, command := range []string{"create", "start", "state", "kill", "delete"} {
-		// One that is not known is an error, with or without --help.
-		if r, err := t.env.Run(ctx, nil, "kata-runtime", "help", command); err != nil || !strings.Contains(r.Stdout, "kata-runtime "+command) {
-			list = append(list, command)
-		}
-	}
-	if r, err := t.env.Run(ctx, nil, "kata-runtime", "run", "--help"); err != nil || !strings.Contains(r.Stdout, "--detach") {
-		list = append(list, "run --detach")
-	}
-	if len(list) == 0 {
-		return ""
-	}
-	return "not there yet: " + strings.Join(list, ", ") + "; measured is `kata-runtime run`, whose process stays beside the container and is counted, and `kata-runtime exec`"
-}

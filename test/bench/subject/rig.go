@@ -227,9 +227,6 @@ func (r *Rig) find(ctx context.Context, o Options) ([]*Subject, error) {
 				s.front = &cli{r, c.tool.env}
 			case OCI:
 				s.front = &oci{bundles, c.tool}
-				if lacks := missing(ctx, c.tool); lacks != "" {
-					r.Skipped = append(r.Skipped, result.Skip{Subject: s.String(), Why: lacks})
-				}
 			}
 			list = append(list, s)
 		}
