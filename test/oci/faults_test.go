@@ -251,15 +251,38 @@ func TestHooks(t *testing.T) {
 	}
 }
 
-// TestHookFails: nothing is left of a container whose hook fails.
+// TestHookFails: nothing is left of a container whose hook fails, or which fails after
+// its hooks, and its poststop hooks run.
 func TestHookFails(t *testing.T) {
-	r := kata(t)
-	id := mark() + "-hook-fails"
-	dir := bundle(t, func(s *specs.Spec) {
-		s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo the reason; exit 1"}}}}
-	}, "true")
-	ask(t, r, "missing", id, []question{{args: "create --bundle " + dir + " {id}", code: 1, says: "the reason"}})
-	nothingLeft(t, r, id)
+	for _, r := range runtimes(t) {
+		for _, tt := range []struct{ name, hook, command, says string }{
+			{"hook", "echo the reason; exit 1", "true", "the reason"},
+			{"command", "true", "nope", "executable file not found"},
+		} {
+			id := mark() + "-fails-" + tt.name
+			seen := filepath.Join(t.TempDir(), "seen")
+			script := func(text string) []specs.Hook {
+				return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", text}, Env: []string{"PATH=" + os.Getenv("PATH")}}}
+			}
+			dir := bundle(t, func(s *specs.Spec) {
+				s.Hooks = &specs.Hooks{CreateRuntime: script(tt.hook), Poststop: script("cat >> " + seen + "; exit 1")}
+			}, tt.command)
+			if res := r.do(t, "run", "--bundle", dir, id); res.code == 0 || !strings.Contains(res.errOut, tt.says) {
+				t.Errorf("%s: %s: exit code %d, %s; want %q", r.name, tt.name, res.code, res.errOut, tt.says)
+			}
+			var st specs.State
+			b, err := os.ReadFile(seen)
+			if err == nil {
+				err = json.Unmarshal(b, &st) // it is one: the hook has run once
+			}
+			if err != nil || st.ID != id || st.Status != specs.StateStopped {
+				t.Errorf("%s: %s: the poststop hook: %v, %s", r.name, tt.name, err, b)
+			}
+			if r.name != "runc" {
+				nothingLeft(t, r, id)
+			}
+		}
+	}
 }
 
 // TestPod has containers of a pod, by the annotations of two engines and by a

@@ -100,7 +100,7 @@ func TestVerbs(t *testing.T) {
 		ask(t, r, "paused", id, []question{
 			{args: "start {id}", code: 1, says: "cannot start a container in the paused state"},
 			{args: "pause {id}", code: 1, says: "container not running"},
-			{args: "exec {id} true", code: 255, says: "cannot exec in a paused container (use --ignore-paused to override)"},
+			{args: "exec {id} true", code: 255, says: "cannot exec in a paused container (use --ignore-paused to override)", also: "cannot exec in a paused container: it could not begin; resume it first", why: "that flag would not help"},
 			{args: "delete {id}", code: 1, says: "cannot delete container {id} that is not stopped: paused"},
 			{args: "resume {id}"},
 			{args: "kill {id} KILL"},

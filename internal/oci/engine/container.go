@@ -58,8 +58,8 @@ func (a *Verbs) findContainer(id string) (record.Record, report.Status, error) {
 }
 
 // change does something to a container that no other verb changes meanwhile.
-func (a *Verbs) change(id string, do func(e *record.Entry, r record.Record, st report.Status) error) error {
-	e, err := a.containers().Lock(id)
+func (a *Verbs) change(ctx context.Context, id string, do func(e *record.Entry, r record.Record, st report.Status) error) error {
+	e, err := a.containers().Lock(ctx, id)
 	if err != nil {
 		return err
 	}

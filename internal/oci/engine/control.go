@@ -5,18 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
+	"github.com/seed-efd44b36/kata/internal/oci/limits"
 	"github.com/seed-efd44b36/kata/internal/oci/record"
 	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/usage"
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 )
 
 // errNotPaused is an error that engines know, with runc's text.
@@ -38,7 +36,7 @@ func (a *Verbs) pauseCommand() *cobra.Command {
 		Short: "Stop all processes of a container, to go on later",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.change(args[0], func(_ *record.Entry, r record.Record, st report.Status) error {
+			return a.change(cmd.Context(), args[0], func(_ *record.Entry, r record.Record, st report.Status) error {
 				if st != report.Running {
 					return errNotRunning
 				}
@@ -57,7 +55,7 @@ func (a *Verbs) resumeCommand() *cobra.Command {
 		Short: "Let the processes of a paused container go on",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.change(args[0], func(_ *record.Entry, r record.Record, st report.Status) error {
+			return a.change(cmd.Context(), args[0], func(_ *record.Entry, r record.Record, st report.Status) error {
 				if st != report.Paused {
 					return errNotPaused
 				}
@@ -106,8 +104,7 @@ func (a *Verbs) psCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&format, "format", "f", format, "table or json")
-	cmd.Flags().SetInterspersed(true)
-	cmd.FParseErrWhitelist = cobra.FParseErrWhitelist{UnknownFlags: true} // options of ps, which has no say here
+	cmd.Flags().SetInterspersed(false) // what follows are options of ps, which has no say here
 	return cmd
 }
 
@@ -167,29 +164,18 @@ func (a *Verbs) events(ctx context.Context, c *proxy.Client, r record.Record, in
 	}
 }
 
-// limits are the flags of update.
-type limits struct {
-	file, cpus, mems                         string
-	shares, period                           uint64
-	quota, memory, reservation, swap, pids   int64
-	weight                                   uint16
-	rtPeriod                                 uint64
-	rtRuntime, kernelMemory, kernelTCPMemory int64
-	l3, memBandwidth                         string
-}
-
 func (a *Verbs) updateCommand() *cobra.Command {
-	var l limits
+	var l limits.Flags
 	cmd := &cobra.Command{
 		Use:   "update [flags] CONTAINER",
 		Short: "Change the limits of a container",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.change(args[0], func(_ *record.Entry, r record.Record, st report.Status) error {
+			return a.change(cmd.Context(), args[0], func(_ *record.Entry, r record.Record, st report.Status) error {
 				if st == report.Stopped || st == report.Creating {
 					return errNotRunning
 				}
-				res, err := l.resources(cmd.Flags(), os.Stdin)
+				res, err := l.Resources(cmd.Flags(), os.Stdin)
 				if err != nil {
 					return err
 				}
@@ -204,72 +190,6 @@ func (a *Verbs) updateCommand() *cobra.Command {
 			})
 		},
 	}
-	l.add(cmd)
+	l.Add(cmd.Flags())
 	return cmd
-}
-
-func (l *limits) add(cmd *cobra.Command) {
-	f := cmd.Flags()
-	f.StringVarP(&l.file, "resources", "r", "", "a `file` with linux.resources, or - for standard input; other flags are ignored then")
-	f.Uint64Var(&l.shares, "cpu-share", 0, "CPU shares")
-	f.Uint64Var(&l.period, "cpu-period", 0, "period of the CPU quota, in microseconds")
-	f.Int64Var(&l.quota, "cpu-quota", 0, "CPU time in a period, in microseconds")
-	f.StringVar(&l.cpus, "cpuset-cpus", "", "accepted: a running sandbox keeps its CPUs")
-	f.StringVar(&l.mems, "cpuset-mems", "", "accepted, likewise")
-	f.Int64Var(&l.memory, "memory", 0, "memory, in bytes")
-	f.Int64Var(&l.reservation, "memory-reservation", 0, "memory that is to be left to it, in bytes")
-	f.Int64Var(&l.swap, "memory-swap", 0, "memory and swap together, in bytes; -1 for any")
-	f.Int64Var(&l.pids, "pids-limit", 0, "number of processes")
-	f.Uint16Var(&l.weight, "blkio-weight", 0, "weight of its input and output")
-	f.Int64Var(&l.kernelMemory, "kernel-memory", 0, "accepted: kernels do not have this limit any more")
-	f.Int64Var(&l.kernelTCPMemory, "kernel-memory-tcp", 0, "accepted, likewise")
-	f.Uint64Var(&l.rtPeriod, "cpu-rt-period", 0, "refused: the guest's cgroups have no real-time scheduling")
-	f.Int64Var(&l.rtRuntime, "cpu-rt-runtime", 0, "refused, likewise")
-	f.StringVar(&l.l3, "l3-cache-schema", "", "refused: Intel RDT is not available in a virtual machine")
-	f.StringVar(&l.memBandwidth, "mem-bw-schema", "", "refused, likewise")
-}
-
-// resources are the limits that the flags, or the file that they name, ask for.
-func (l *limits) resources(f *pflag.FlagSet, stdin io.Reader) (*specs.LinuxResources, error) {
-	if l.file != "" {
-		return readResources(l.file, stdin)
-	}
-	for _, name := range []string{"cpu-rt-period", "cpu-rt-runtime", "l3-cache-schema", "mem-bw-schema"} {
-		if f.Changed(name) {
-			return nil, fmt.Errorf("--%s: %s", name, f.Lookup(name).Usage)
-		}
-	}
-	r := &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: l.cpus, Mems: l.mems}, Memory: &specs.LinuxMemory{}}
-	for name, set := range map[string]func(){
-		"cpu-share":          func() { r.CPU.Shares = &l.shares },
-		"cpu-period":         func() { r.CPU.Period = &l.period },
-		"cpu-quota":          func() { r.CPU.Quota = &l.quota },
-		"memory":             func() { r.Memory.Limit = &l.memory },
-		"memory-reservation": func() { r.Memory.Reservation = &l.reservation },
-		"memory-swap":        func() { r.Memory.Swap = &l.swap },
-		"pids-limit":         func() { r.Pids = &specs.LinuxPids{Limit: &l.pids} },
-		"blkio-weight":       func() { r.BlockIO = &specs.LinuxBlockIO{Weight: &l.weight} },
-	} {
-		if f.Changed(name) {
-			set()
-		}
-	}
-	return r, nil
-}
-
-func readResources(path string, stdin io.Reader) (*specs.LinuxResources, error) {
-	in := stdin
-	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, fmt.Errorf("resources: %w", err)
-		}
-		defer f.Close()
-		in = f
-	}
-	var r specs.LinuxResources
-	if err := json.NewDecoder(in).Decode(&r); err != nil {
-		return nil, fmt.Errorf("resources %s: %w", path, err)
-	}
-	return &r, nil
 }

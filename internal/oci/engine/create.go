@@ -173,6 +173,8 @@ func (b *birth) enter(context.Context) (err error) {
 		return err
 	}
 	b.undo.Push("state of the container", func(context.Context) error { return b.entry.Remove() })
+	// Also of a container that fails: they take back what the hooks before have made.
+	b.undo.Push("hooks", func(ctx context.Context) error { b.a.poststop(ctx, b.rec); return nil })
 	return nil
 }
 
@@ -311,6 +313,11 @@ func (a *Verbs) sandboxName(id string) string {
 	if _, err := os.Lstat(filepath.Join(a.Conf.Runtime.StateDir, id)); err != nil {
 		return id
 	}
+	return a.hashedName(id)
+}
+
+// hashedName is the name of a container's sandbox where its id is taken.
+func (a *Verbs) hashedName(id string) string {
 	const few = 12
 	hash := fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(a.Root, id))))
 	return id[:min(few, len(id))] + "-" + hash[:few]

@@ -24,7 +24,7 @@ import (
 
 // execFlags are those of exec.
 type execFlags struct {
-	tty, detach, noNewPrivs, ignorePaused bool
+	tty, detach, noNewPrivs bool
 
 	user, cwd, process, pidFile, consoleSocket string
 	apparmor, processLabel                     string
@@ -78,7 +78,7 @@ first letters of an id are enough.`,
 	f.StringVar(&fl.consoleSocket, "console-socket", "", "send its terminal to this unix `socket`")
 	f.StringVar(&fl.apparmor, "apparmor", "", "accepted: the guest has no AppArmor policy")
 	f.StringVar(&fl.processLabel, "process-label", "", "accepted: the guest has no SELinux policy")
-	f.BoolVar(&fl.ignorePaused, "ignore-paused", false, "refused in a paused container: it could not begin")
+	f.Bool("ignore-paused", false, "of no use: in a paused container a command could not begin")
 	f.IntVar(&fl.preserveFDs, "preserve-fds", 0, "refused unless 0: descriptors of the host cannot enter a virtual machine")
 	f.StringArrayVar(&fl.cgroups, "cgroup", nil, "refused: cgroups below the container's are the guest's")
 	return cmd
@@ -101,8 +101,8 @@ func checkExec(r record.Record, st report.Status, fl execFlags) error {
 	switch {
 	case st == report.Stopped:
 		return errors.New("cannot exec in a stopped container")
-	case st == report.Paused && !fl.ignorePaused:
-		return errors.New("cannot exec in a paused container (use --ignore-paused to override)")
+	case st == report.Paused:
+		return errors.New("cannot exec in a paused container: it could not begin; resume it first")
 	case st != report.Running:
 		return fmt.Errorf("cannot exec in container %s: it is %s", r.ID, st)
 	case fl.preserveFDs > 0:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -33,7 +34,7 @@ func (a *Verbs) startCommand() *cobra.Command {
 		Short: "Start the process of a created container",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.change(args[0], func(e *record.Entry, r record.Record, st report.Status) error {
+			return a.change(cmd.Context(), args[0], func(e *record.Entry, r record.Record, st report.Status) error {
 				switch st {
 				case report.Created:
 					return a.start(cmd.Context(), e, r)
@@ -154,7 +155,7 @@ func (a *Verbs) deleteCommand() *cobra.Command {
 }
 
 func (a *Verbs) delete(ctx context.Context, id string, force bool) error {
-	e, err := a.containers().Lock(id)
+	e, err := a.containers().Lock(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -163,6 +164,9 @@ func (a *Verbs) delete(ctx context.Context, id string, force bool) error {
 	if errors.Is(err, record.ErrNotFound) {
 		return e.Remove() // nothing of it was made but its place
 	}
+	if err != nil && force && r.ID == "" {
+		return a.dropUnread(ctx, e, id, err)
+	}
 	if err != nil && !force {
 		return err
 	}
@@ -170,6 +174,31 @@ func (a *Verbs) delete(ctx context.Context, id string, force bool) error {
 		return fmt.Errorf("cannot delete container %s that is not stopped: %s", id, st)
 	}
 	return a.destroy(ctx, e, r)
+}
+
+// dropUnread removes a container whose record cannot be read, for that reason. It does
+// not tell the sandbox: what has the id may be another engine's, and is not ended.
+func (a *Verbs) dropUnread(ctx context.Context, e *record.Entry, id string, reason error) error {
+	names := []string{id, a.hashedName(id)}
+	states, err := report.List(a.Conf.Runtime.StateDir)
+	if err != nil {
+		return errors.Join(reason, err)
+	}
+	for _, st := range states {
+		if slices.ContainsFunc(st.Containers, func(c report.Container) bool { return c.ID == id }) {
+			names = append(names, st.ID)
+		}
+	}
+	for _, name := range names {
+		alive, err := cleanup.Collect(ctx, filepath.Join(a.Conf.Runtime.StateDir, name), slog.New(slog.DiscardHandler), proxy.Releasers(a.Conf))
+		if err != nil {
+			return errors.Join(reason, err)
+		}
+		if alive {
+			return fmt.Errorf("%[1]w; the sandbox %[2]s lives and may be its: if it is, end it by SIGKILL to its owner (`pgrep -f -- '--id %[2]s'`), and delete the container again, or run `kata gc`", reason, name)
+		}
+	}
+	return e.Remove()
 }
 
 // destroy ends what there is of a container, and removes it.
@@ -184,10 +213,16 @@ func (a *Verbs) destroy(ctx context.Context, e *record.Entry, r record.Record) e
 	if err := r.Shim.End(shimCtx); err != nil {
 		return fmt.Errorf("delete container %s: kata-shim: %w", r.ID, err)
 	}
+	a.poststop(ctx, r)
+	return e.Remove()
+}
+
+// poststop runs the hooks for a container that has gone. If they fail, it has so
+// all the same.
+func (a *Verbs) poststop(ctx context.Context, r record.Record) {
 	if err := runHooks(ctx, r.Poststop, r, specs.StateStopped); err != nil {
 		a.Warn(fmt.Errorf("poststop hooks: %w", err))
 	}
-	return e.Remove()
 }
 
 // take takes a container out of its sandbox, which ends if it was the last there.

@@ -8,6 +8,7 @@
 package record
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +20,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
+	"github.com/seed-efd44b36/kata/internal/flock"
 )
 
 // The errors that engines know, with runc's texts.
@@ -95,39 +96,29 @@ func (r Root) Create(id string) (*Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("directory of the container: %w", err)
 	}
-	return r.Lock(id)
+	// It is new: whoever has found it by now does not hold it for long.
+	return r.Lock(context.Background(), id)
 }
 
-// Lock waits until no other verb changes the container.
-func (r Root) Lock(id string) (*Entry, error) {
+// Lock waits until no other verb changes the container, or ctx is done.
+func (r Root) Lock(ctx context.Context, id string) (*Entry, error) {
 	if err := CheckID(id); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(r.dir(id), lockFile)
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := flock.Exclusive(ctx, path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, ErrNotFound
 		}
 		if err != nil {
-			return nil, fmt.Errorf("lock container: %w", err)
-		}
-		if err := flock(f); err != nil {
-			return nil, errors.Join(fmt.Errorf("lock container %s: %w", id, err), f.Close())
+			return nil, fmt.Errorf("wait for another verb to be done with container %s: %w", id, err)
 		}
 		// While we waited it may have been deleted, and made again.
 		if same(f, path) {
 			return &Entry{root: r, id: id, lock: f}, nil
 		}
 		_ = f.Close()
-	}
-}
-
-func flock(f *os.File) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
-			return err
-		}
 	}
 }
 

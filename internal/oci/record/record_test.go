@@ -20,7 +20,7 @@ func TestRecord(t *testing.T) {
 	if _, err := root.Read("c"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("read of none: %v", err)
 	}
-	if _, err := root.Lock("c"); !errors.Is(err, ErrNotFound) {
+	if _, err := root.Lock(t.Context(), "c"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("lock of none: %v", err)
 	}
 	e, err := root.Create("c")
@@ -84,6 +84,27 @@ func TestOtherVersionIsRefused(t *testing.T) {
 	}
 }
 
+// TestLockIsGivenUp has one who is told to wait no longer.
+func TestLockIsGivenUp(t *testing.T) {
+	t.Parallel()
+	root := Root(t.TempDir())
+	e, err := root.Create("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		_, err := root.Lock(ctx, "c")
+		ended <- err
+	}()
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) || errors.Is(err, ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestLock has many who add one, and one who removes the container at the end.
 func TestLock(t *testing.T) {
 	t.Parallel()
@@ -97,7 +118,7 @@ func TestLock(t *testing.T) {
 	in, most, missing := make(chan struct{}, many), 0, 0
 	for range many {
 		waiting.Go(func() {
-			e, err := root.Lock("c")
+			e, err := root.Lock(t.Context(), "c")
 			if err != nil {
 				t.Error(err)
 				return
@@ -113,13 +134,13 @@ func TestLock(t *testing.T) {
 	if most != 1 {
 		t.Errorf("%d at once", most)
 	}
-	if e, err = root.Lock("c"); err != nil {
+	if e, err = root.Lock(t.Context(), "c"); err != nil {
 		t.Fatal(err)
 	}
 	var mu sync.Mutex
 	for range many {
 		waiting.Go(func() {
-			other, err := root.Lock("c")
+			other, err := root.Lock(t.Context(), "c")
 			mu.Lock()
 			defer mu.Unlock()
 			if errors.Is(err, ErrNotFound) {
