@@ -34,7 +34,7 @@ func (e *Env) Watch(look func(Snapshot) error) { e.watched = append(e.watched, l
 
 // Snap looks at processes, mounts, network, cgroups and files of the host.
 func (e *Env) Snap() (Snapshot, error) {
-	return e.snap(e.snapProcesses, snapMounts, snapNetwork, e.snapAttached, e.snapCgroups, e.snapFiles)
+	return e.snap(e.snapProcesses, snapMounts, snapNetwork, snapDirectory, e.snapAttached, e.snapCgroups, e.snapFiles)
 }
 
 func (e *Env) snap(looks ...func(Snapshot) error) (Snapshot, error) {
@@ -207,6 +207,15 @@ func (e *Env) snapCgroups(s Snapshot) error {
 
 // snapFiles looks at the directories of sandboxes and containers; of volumes
 // and images at those that are not whole.
+// snapDirectory looks at the working directory, which for tests is in the source.
+func snapDirectory(s Snapshot) error {
+	entries, err := os.ReadDir(".")
+	for _, e := range entries {
+		s["file ./"+e.Name()] = true
+	}
+	return err
+}
+
 func (e *Env) snapFiles(s Snapshot) error {
 	for _, pattern := range []string{
 		filepath.Join(e.State, "*"), filepath.Join(e.Data, "containers", "[^.]*"),
