@@ -111,8 +111,8 @@ func (o *oci) stay(ctx context.Context) (Container, error) {
 	return c, nil
 }
 
-// ociContainer is one of `run --detach`, or of `kata-runtime run`, which has no
-// such flag, and so stays beside.
+// ociContainer is one of `run --detach`, or of `kata-runtime run`, whose process
+// stays beside it.
 type ociContainer struct {
 	*oci
 	id    string
