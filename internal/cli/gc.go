@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -50,17 +49,9 @@ const endTimeout = 30 * time.Second
 func (a *app) collect(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
-	for {
-		alive, err := cleanup.Collect(ctx, filepath.Join(a.conf.Runtime.StateDir, id), slog.New(slog.DiscardHandler), proxy.Releasers(a.conf))
-		if err != nil || !alive {
-			return err
-		}
-		select {
-		case <-again.C:
-		case <-ctx.Done():
-			return fmt.Errorf("the sandbox of container %s does not end: %w; `kata rm -f %s` ends it by force", short(id), ctx.Err(), short(id))
-		}
+	alive, err := proxy.AwaitEnd(ctx, a.conf, id)
+	if alive {
+		return fmt.Errorf("the sandbox of container %s does not end: %w; `kata rm -f %s` ends it by force", short(id), err, short(id))
 	}
+	return err
 }

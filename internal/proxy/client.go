@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/containerd/ttrpc"
 	proxyv1 "github.com/seed-efd44b36/kata/api/proxy/v1"
+	"github.com/seed-efd44b36/kata/internal/cleanup"
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/link"
 	"github.com/seed-efd44b36/kata/internal/operator"
@@ -260,3 +262,25 @@ type callError struct {
 
 func (e *callError) Error() string { return e.text }
 func (e *callError) Unwrap() error { return e.kind }
+
+// lookAgain is how often AwaitEnd looks.
+const lookAgain = 20 * time.Millisecond
+
+// AwaitEnd returns when a sandbox that ends has gone, and with it what it left on the
+// host, should its owner have died. When the context ends first, the sandbox is alive,
+// and the error is the context's.
+func AwaitEnd(ctx context.Context, conf config.Config, id string) (alive bool, err error) {
+	again := time.NewTicker(lookAgain)
+	defer again.Stop()
+	for {
+		alive, err := cleanup.Collect(ctx, filepath.Join(conf.Runtime.StateDir, id), slog.New(slog.DiscardHandler), Releasers(conf))
+		if err != nil || !alive {
+			return false, err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return true, ctx.Err()
+		}
+	}
+}

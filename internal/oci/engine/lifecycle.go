@@ -21,12 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// shimTimeout is what a kata-shim gets to end after its process has.
-	shimTimeout = 10 * time.Second
-	// collectInterval is how often one looks whether a sandbox has ended.
-	collectInterval = 20 * time.Millisecond
-)
+// shimTimeout is what a kata-shim gets to end after its process has.
+const shimTimeout = 10 * time.Second
 
 func (a *Verbs) startCommand() *cobra.Command {
 	return &cobra.Command{
@@ -250,17 +246,9 @@ func (a *Verbs) take(ctx context.Context, r record.Record) error {
 // collect returns when a sandbox that ends has gone, and with it what it left, should
 // its owner have died.
 func (a *Verbs) collect(ctx context.Context, name string) error {
-	again := time.NewTicker(collectInterval)
-	defer again.Stop()
-	for {
-		alive, err := cleanup.Collect(ctx, filepath.Join(a.Conf.Runtime.StateDir, name), slog.New(slog.DiscardHandler), proxy.Releasers(a.Conf))
-		if err != nil || !alive {
-			return err
-		}
-		select {
-		case <-again.C:
-		case <-ctx.Done():
-			return fmt.Errorf("sandbox %s does not end: %w", name, ctx.Err())
-		}
+	alive, err := proxy.AwaitEnd(ctx, a.Conf, name)
+	if alive {
+		return fmt.Errorf("sandbox %s does not end: %w", name, err)
 	}
+	return err
 }
