@@ -36,9 +36,6 @@ const (
 
 // Claim implements sandbox.Templates.
 func (t templates) Claim(ctx context.Context, c vmm.Config) (*warm.Clone, error) {
-	if t.conf.Factory.VMCacheNumber == 0 {
-		return nil, warm.ErrNone
-	}
 	k, err := key(c)
 	if err != nil {
 		return nil, err

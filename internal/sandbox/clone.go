@@ -21,17 +21,17 @@ import (
 // used is no reason to fail.
 func (s *Sandbox) takeOver(ctx context.Context, cfg vmm.Config, img guestimage.Image, o BootOptions) (done bool, err error) {
 	// To hold a machine to some of the host's CPUs it has to be born there.
-	if !s.templated() || o.ahead() != nil || s.cpus != "" {
+	if s.conf.Factory.VMCacheNumber == 0 || !s.templated() || o.ahead() != nil || s.cpus != "" {
 		return false, nil
 	}
-	c, err := s.claim(ctx, cfg, img, o)
+	c, err := s.claim(ctx, &cfg, img, o)
 	if err != nil {
 		if !errors.Is(err, warm.ErrNone) {
 			s.log.Warn("no warm clone is used", "error", err)
 		}
 		return false, nil
 	}
-	err = s.adopt(ctx, cfg, img, c, o)
+	err = s.adopt(ctx, cfg, c, o)
 	if err == nil {
 		s.watch()
 		s.log.Info("sandbox is a warm clone", "clone", c.ID)
@@ -52,8 +52,8 @@ func (s *Sandbox) takeOver(ctx context.Context, cfg vmm.Config, img guestimage.I
 	return false, s.joint.Close()
 }
 
-// claim looks for a clone that is a machine like this.
-func (s *Sandbox) claim(ctx context.Context, cfg vmm.Config, img guestimage.Image, o BootOptions) (*warm.Clone, error) {
+// claim looks for a clone that is a machine like this, whose type it sets.
+func (s *Sandbox) claim(ctx context.Context, cfg *vmm.Config, img guestimage.Image, o BootOptions) (*warm.Clone, error) {
 	defer timeline.Step(ctx, "claim warm clone")()
 	nics, err := s.jointOptions(o).Devices()
 	if err != nil {
@@ -61,11 +61,11 @@ func (s *Sandbox) claim(ctx context.Context, cfg vmm.Config, img guestimage.Imag
 	}
 	cfg.NICs = nics
 	cfg.MachineType = machine.Type(s.conf.Hypervisor.MachineType, img.Kernel, len(nics))
-	return s.opts.Templates.Claim(ctx, cfg)
+	return s.opts.Templates.Claim(ctx, *cfg)
 }
 
 // adopt goes on with the clone as with a machine that has just been restored.
-func (s *Sandbox) adopt(ctx context.Context, cfg vmm.Config, img guestimage.Image, c *warm.Clone, o BootOptions) error {
+func (s *Sandbox) adopt(ctx context.Context, cfg vmm.Config, c *warm.Clone, o BootOptions) error {
 	s.home.Push("warm clone", func(ctx context.Context) error { return c.Release(ctx, s.log) })
 	for _, rec := range c.Records(s.conf.Runtime.CgroupParent) {
 		if err := s.home.Record(rec); err != nil {
@@ -80,7 +80,6 @@ func (s *Sandbox) adopt(ctx context.Context, cfg vmm.Config, img guestimage.Imag
 		return err
 	}
 	s.joint.Join(&cfg)
-	cfg.MachineType = machine.Type(s.conf.Hypervisor.MachineType, img.Kernel, len(cfg.NICs))
 	cfg.Running = &c.Running
 	return s.start(ctx, cfg, "9p", o)
 }
