@@ -141,7 +141,7 @@ var importRules = []struct {
 }{
 	{
 		from: "internal/agent",
-		only: []string{"internal/agent", "internal/link", "internal/safepath", "internal/steer", "internal/tail", "internal/thread", "internal/timeline", "internal/version", "api/agent/v1"},
+		only: []string{"internal/agent", "internal/bpf", "internal/link", "internal/safepath", "internal/steer", "internal/tail", "internal/thread", "internal/timeline", "internal/version", "api/agent/v1"},
 		why:  "the agent is the guest's side and knows nothing of the host",
 	},
 	{
@@ -186,12 +186,12 @@ var importRules = []struct {
 		from: "internal/shim",
 		only: []string{
 			"internal/shim", "internal/sandbox", "internal/owner", "internal/operator", "internal/config", "internal/spec", "internal/cleanup",
-			"internal/link", "internal/network", "internal/printable", "internal/steer", "internal/thread", "internal/timeline", "internal/version", "api/agent/v1", "api/cri/v1",
+			"internal/features", "internal/link", "internal/network", "internal/pod", "internal/printable", "internal/steer", "internal/thread", "internal/timeline", "internal/version", "api/agent/v1", "api/cri/v1",
 		},
 		why: "a front end goes through the sandbox, and knows its own protocol besides",
 	},
 	{
-		from:  "internal/shim/pod",
+		from:  "internal/pod",
 		never: []string{"internal", "api"},
 		why:   "reading annotations is pure",
 	},

@@ -24,7 +24,7 @@ import (
 	"time"
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
-	"github.com/seed-efd44b36/kata/internal/shim/features"
+	"github.com/seed-efd44b36/kata/internal/features"
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/version"
 	"google.golang.org/protobuf/proto"

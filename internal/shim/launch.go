@@ -17,7 +17,7 @@ import (
 
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/owner"
-	"github.com/seed-efd44b36/kata/internal/shim/pod"
+	"github.com/seed-efd44b36/kata/internal/pod"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"golang.org/x/sys/unix"

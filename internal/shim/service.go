@@ -13,7 +13,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/shim/controller"
-	"github.com/seed-efd44b36/kata/internal/shim/pod"
+	"github.com/seed-efd44b36/kata/internal/pod"
 	"github.com/seed-efd44b36/kata/internal/shim/publisher"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"github.com/seed-efd44b36/kata/internal/thread"

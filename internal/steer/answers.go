@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/seed-efd44b36/kata/internal/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,7 +17,7 @@ import (
 // ARP go to both. The caller closes the program when it is attached. An error wraps
 // errors.ErrUnsupported.
 func Answers(device int) (*os.File, error) {
-	prog, err := loadProgram(unix.BPF_PROG_TYPE_SCHED_CLS, 0, answersProgram(device))
+	prog, err := bpf.Load(unix.BPF_PROG_TYPE_SCHED_CLS, 0, answersProgram(device))
 	if err != nil {
 		return nil, fmt.Errorf("classifier of answers: %w: %w", errors.ErrUnsupported, err)
 	}

@@ -16,10 +16,11 @@ import (
 	"syscall"
 	"unsafe"
 
+	"github.com/seed-efd44b36/kata/internal/bpf"
 	"golang.org/x/sys/unix"
 )
 
-// The attributes of bpf(2) that we use. They are larger in newer kernels, which
+// The attributes of bpf(2) that only we use. They are larger in newer kernels, which
 // take the missing part for zero. The pointers in them are integers for Go, so what
 // they point to is kept alive until the call is over.
 
@@ -33,37 +34,8 @@ type elementAttr struct {
 	flags      uint64
 }
 
-type loadAttr struct {
-	progType    uint32
-	insnCount   uint32
-	insns       uint64
-	license     uint64
-	logLevel    uint32
-	logSize     uint32
-	logBuf      uint64
-	kernVersion uint32
-	progFlags   uint32
-	progName    [16]byte
-	progIfindex uint32
-	attachType  uint32
-}
-
 type linkAttr struct {
 	progFD, targetFD, attachType, flags uint32
-}
-
-// bpf calls bpf(2). The attributes are size bytes at attr, a struct of the caller's
-// that lives until the call returns.
-func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
-	for {
-		fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(cmd), uintptr(attr), size)
-		switch {
-		case errno == 0:
-			return int(fd), nil
-		case errno != unix.EAGAIN && errno != unix.EINTR:
-			return -1, errno
-		}
-	}
 }
 
 // maxRules keeps the program's jumps short.
@@ -109,7 +81,7 @@ func Attach(ns *os.File, rules []Rule) (_ *Steering, err error) {
 	}
 	const socketSize, keySize = 8, 4
 	create := mapAttr{mapType: unix.BPF_MAP_TYPE_SOCKMAP, keySize: keySize, valueSize: socketSize, maxEntries: uint32(len(rules))}
-	sockets, err := bpf(unix.BPF_MAP_CREATE, unsafe.Pointer(&create), unsafe.Sizeof(create))
+	sockets, err := bpf.Call(unix.BPF_MAP_CREATE, unsafe.Pointer(&create), unsafe.Sizeof(create))
 	if err != nil {
 		return nil, fmt.Errorf("make a map of sockets: %w", err)
 	}
@@ -119,36 +91,18 @@ func Attach(ns *os.File, rules []Rule) (_ *Steering, err error) {
 			return nil, err
 		}
 	}
-	prog, err := loadProgram(unix.BPF_PROG_TYPE_SK_LOOKUP, unix.BPF_SK_LOOKUP, lookupProgram(sockets, rules))
+	prog, err := bpf.Load(unix.BPF_PROG_TYPE_SK_LOOKUP, unix.BPF_SK_LOOKUP, lookupProgram(sockets, rules))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("load the program: %w", err)
 	}
 	s.fds = append(s.fds, prog)
 	attach := linkAttr{progFD: uint32(prog), targetFD: uint32(ns.Fd()), attachType: unix.BPF_SK_LOOKUP}
-	attached, err := bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&attach), unsafe.Sizeof(attach))
+	attached, err := bpf.Call(unix.BPF_LINK_CREATE, unsafe.Pointer(&attach), unsafe.Sizeof(attach))
 	if err != nil {
 		return nil, fmt.Errorf("attach the program: %w", err)
 	}
 	s.fds = append(s.fds, attached)
 	return nil, nil
-}
-
-// loadProgram loads a program of instructions.
-func loadProgram(kind, attach uint32, code []byte) (int, error) {
-	license := []byte("Apache\x00")
-	load := loadAttr{
-		progType: kind, attachType: attach,
-		insnCount: uint32(len(code) / 8),
-		insns:     uint64(uintptr(unsafe.Pointer(&code[0]))),
-		license:   uint64(uintptr(unsafe.Pointer(&license[0]))),
-	}
-	prog, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
-	if err != nil {
-		return -1, fmt.Errorf("load the program: %w", err)
-	}
-	return prog, nil
 }
 
 // put puts a socket into the map.
@@ -165,7 +119,7 @@ func put(sockets int, key uint32, c syscall.Conn) error {
 			key:   uint64(uintptr(unsafe.Pointer(&key))),
 			value: uint64(uintptr(unsafe.Pointer(&value))),
 		}
-		_, putErr = bpf(unix.BPF_MAP_UPDATE_ELEM, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+		_, putErr = bpf.Call(unix.BPF_MAP_UPDATE_ELEM, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 		runtime.KeepAlive(&key)
 		runtime.KeepAlive(&value)
 	})

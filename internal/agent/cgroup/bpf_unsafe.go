@@ -4,47 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"unsafe"
 
+	"github.com/seed-efd44b36/kata/internal/bpf"
 	"golang.org/x/sys/unix"
 )
 
-// The attributes of bpf(2) that we use. They are larger in newer kernels, which
-// take the missing part for zero. The pointers in them are integers for Go, so what
-// they point to is kept alive until the call is over.
-
-type loadAttr struct {
-	progType    uint32
-	insnCount   uint32
-	insns       uint64
-	license     uint64
-	logLevel    uint32
-	logSize     uint32
-	logBuf      uint64
-	kernVersion uint32
-	progFlags   uint32
-}
-
+// attachAttr are the attributes of BPF_PROG_ATTACH and BPF_PROG_DETACH that we use.
 type attachAttr struct {
 	targetFD    uint32
 	attachFD    uint32
 	attachType  uint32
 	attachFlags uint32
-}
-
-// bpf calls bpf(2). The attributes are size bytes at attr, a struct of the caller's
-// that lives until the call returns.
-func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
-	for {
-		fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(cmd), uintptr(attr), size)
-		switch {
-		case errno == 0:
-			return int(fd), nil
-		case errno != unix.EAGAIN && errno != unix.EINTR:
-			return -1, errno
-		}
-	}
 }
 
 // program is a program that decides about the devices of a group.
@@ -56,16 +27,9 @@ type program struct {
 
 // load has the kernel check and translate the code.
 func load(code []insn) (*program, error) {
-	license := []byte("Apache\x00")
-	attr := loadAttr{
-		progType:  unix.BPF_PROG_TYPE_CGROUP_DEVICE,
-		insnCount: uint32(len(code)),
-		insns:     uint64(uintptr(unsafe.Pointer(&code[0]))),
-		license:   uint64(uintptr(unsafe.Pointer(&license[0]))),
-	}
-	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
+	// An instruction has no padding, so all of them are as many bytes in a row.
+	raw := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(code))), uintptr(len(code))*unsafe.Sizeof(insn{}))
+	fd, err := bpf.Load(unix.BPF_PROG_TYPE_CGROUP_DEVICE, unix.BPF_CGROUP_DEVICE, raw)
 	if err != nil {
 		return nil, fmt.Errorf("load the device program, does the kernel have CONFIG_CGROUP_BPF?: %w", err)
 	}
@@ -92,7 +56,7 @@ func (p *program) call(cmd int, dir string, flags uint32) error {
 		attachType:  unix.BPF_CGROUP_DEVICE,
 		attachFlags: flags,
 	}
-	_, err = bpf(cmd, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	_, err = bpf.Call(cmd, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return err
 }
 

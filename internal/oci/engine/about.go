@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/seed-efd44b36/kata/internal/shim/features"
+	"github.com/seed-efd44b36/kata/internal/features"
 	"github.com/spf13/cobra"
 )
 

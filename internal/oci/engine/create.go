@@ -21,7 +21,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/oci/record"
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/proxy"
-	"github.com/seed-efd44b36/kata/internal/shim/pod"
+	"github.com/seed-efd44b36/kata/internal/pod"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/spf13/cobra"

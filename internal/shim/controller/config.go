@@ -9,7 +9,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	criv1 "github.com/seed-efd44b36/kata/api/cri/v1"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
-	"github.com/seed-efd44b36/kata/internal/shim/pod"
+	"github.com/seed-efd44b36/kata/internal/pod"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
