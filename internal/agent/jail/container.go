@@ -31,6 +31,9 @@ type Container struct {
 	// pidfd of the init process, by which others enter the namespaces: it is never
 	// mistaken for another process.
 	pidfd *os.File
+	// time is its time namespace, nil if that is the agent's. Only a process with one
+	// thread can enter it, and not by the pidfd once it has lost its privileges.
+	time *os.File
 	// enter are the CLONE_NEW* flags of the namespaces that are not the agent's.
 	enter int
 
@@ -93,7 +96,29 @@ func (j *Jailer) create(ctx context.Context, c Config) (*Container, error) {
 		container.init.discard()
 		return nil, err
 	}
+	if container.enter&unix.CLONE_NEWTIME != 0 {
+		if container.time, err = timeNamespace(container.init.PID(), container.pidfd); err != nil {
+			container.init.discard()
+			_ = container.pidfd.Close()
+			return nil, err
+		}
+	}
 	return container, nil
+}
+
+// timeNamespace opens the time namespace that a process has made, and is in after
+// its execve. The pid is still that of the pidfd's process if that lives afterwards.
+func timeNamespace(pid int, pidfd *os.File) (*os.File, error) {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/time_for_children", pid))
+	if err == nil {
+		if err = unix.PidfdSendSignal(int(pidfd.Fd()), 0, nil, 0); err != nil {
+			_ = ns.Close()
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up the time namespace: %w", err)
+	}
+	return ns, nil
 }
 
 // prepare brings the first process to the gate. On error it has been killed, though it may
@@ -136,9 +161,6 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (*Process, error) {
 	if e.Process == nil {
 		return nil, errors.New("process: missing")
 	}
-	if c.enter&unix.CLONE_NEWTIME != 0 {
-		return nil, fmt.Errorf("the container has a time namespace, which a process with threads cannot enter: %w", ErrUnsupported)
-	}
 	var bad problems
 	linux := &specs.Linux{}
 	if l := c.spec.Linux; l != nil {
@@ -161,8 +183,13 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (*Process, error) {
 		return nil, fmt.Errorf("the container is not running: %w", unix.ESRCH)
 	default:
 	}
-	plan.Join = []int{c.enter}
-	w, terminal, err := c.jailer.deliver(ctx, plan, e.Stdio, []*os.File{c.pidfd})
+	plan.Join = []int{c.enter &^ unix.CLONE_NEWTIME}
+	join := []*os.File{c.pidfd}
+	if c.time != nil {
+		plan.Time = true
+		join = append(join, c.time)
+	}
+	w, terminal, err := c.jailer.deliver(ctx, plan, e.Stdio, join)
 	if err != nil {
 		return nil, err
 	}
@@ -235,6 +262,9 @@ func (c *Container) Delete(ctx context.Context) error {
 		}
 	}
 	_ = c.pidfd.Close()
+	if c.time != nil {
+		_ = c.time.Close()
+	}
 	return nil
 }
 

@@ -95,6 +95,49 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// TestExecTime runs processes in a container that has its own time.
+func TestExecTime(t *testing.T) {
+	c := startSleeper(t, func(conf *Config) {
+		conf.Spec.Linux.Namespaces = append(conf.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+		conf.Spec.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1e9}}
+	})
+	want, err := os.Readlink("/proc/" + itoa(c.Init().PID()) + "/ns/time")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name    string
+		process func(p *specs.Process)
+	}{
+		{"root", nil},
+		{"user", func(p *specs.Process) { p.User.UID = 1000 }},
+		{"no new privileges", func(p *specs.Process) { p.NoNewPrivileges = true }},
+		{"no capabilities", func(p *specs.Process) { p.Capabilities = nil }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			p := process("sh", "-c", "readlink /proc/self/ns/time; test $(cut -d. -f1 /proc/uptime) -gt 1000000000 && echo late; ls /proc/self/fd | tail -n 1; grep CapPrm /proc/self/status")
+			if row.process != nil {
+				row.process(p)
+			}
+			_, plain, _ := strings.Cut(plainExec(t, p), "CapPrm")
+			got, err := execIn(t, c, p)
+			if wanted := want + "\nlate\n3\nCapPrm" + plain; err != nil || got.out != wanted {
+				t.Errorf("got %q, %v; want %q", got.out, err, wanted)
+			}
+		})
+	}
+}
+
+// plainExec returns what a process says in a container without its own time.
+func plainExec(t *testing.T, p *specs.Process) string {
+	t.Helper()
+	got, err := execIn(t, startSleeper(t, nil), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.out
+}
+
 func TestExecAfterTheEnd(t *testing.T) {
 	c := startSleeper(t, nil)
 	if err := c.Init().Signal(unix.SIGKILL); err != nil {

@@ -24,6 +24,7 @@ type image struct {
 	filter  *unix.SockFprog
 	flags   uintptr
 	control uintptr // descriptor
+	time    uintptr // descriptor of a time namespace to enter, 0 for none
 }
 
 func newImage(program string, args, env []string, filter []unix.SockFilter, flags uint, control uintptr) (*image, error) {

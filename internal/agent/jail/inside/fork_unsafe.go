@@ -73,7 +73,15 @@ func (i *image) part(s *stdio) (step, syscall.Errno) {
 		}
 		i.control = ControlFD
 	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_CLOSE_RANGE, ControlFD+1, ^uintptr(0)>>32, 0); errno != 0 {
+	first := uintptr(ControlFD + 1)
+	if i.time != 0 {
+		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, i.time, first, unix.O_CLOEXEC); errno != 0 {
+			return stepTime, errno
+		}
+		i.time = first
+		first++
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_CLOSE_RANGE, first, ^uintptr(0)>>32, 0); errno != 0 {
 		return stepClose, errno
 	}
 	return 0, 0
@@ -84,6 +92,12 @@ func (i *image) part(s *stdio) (step, syscall.Errno) {
 //go:norace
 //go:nosplit
 func (i *image) enter(tty bool, none *signalSet, calls []call) (step, syscall.Errno) {
+	// Only a process with one thread may, so not the thread that was copied.
+	if i.time != 0 {
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETNS, i.time, unix.CLONE_NEWTIME, 0); errno != 0 {
+			return stepTime, errno
+		}
+	}
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
 		return stepSession, errno
 	}

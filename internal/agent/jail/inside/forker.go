@@ -2,6 +2,7 @@ package inside
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -59,6 +60,7 @@ func fork() int {
 // delivery is a process in the making.
 type delivery struct {
 	own      *stdio
+	time     *os.File // the time namespace to enter, if any
 	terminal *pty.PTY
 	pid      int
 }
@@ -83,6 +85,9 @@ func deliver(c control, p *Plan, files []*os.File) {
 	if d.own != nil {
 		defer d.own.close()
 	}
+	if d.time != nil {
+		defer closeAll([]*os.File{d.time})
+	}
 	if err != nil {
 		master = nil
 	}
@@ -92,7 +97,11 @@ func deliver(c control, p *Plan, files []*os.File) {
 
 // make makes the process. When it returns, the thread must not be used.
 func (d *delivery) make(c control, p *Plan, files []*os.File) error {
-	if len(files) != 3+len(p.Join) || p.Root != nil || p.Unshare != 0 {
+	want := 3 + len(p.Join)
+	if p.Time {
+		want++
+	}
+	if len(files) != want || p.Root != nil || p.Unshare != 0 {
 		return errors.New("the plan is not one of a further process")
 	}
 	files, pidfds := files[:3:3], files[3:]
@@ -123,10 +132,21 @@ func (d *delivery) make(c control, p *Plan, files []*os.File) error {
 		return err
 	}
 	// Which the calls may need.
-	const extra = 1<<unix.CAP_SYS_RESOURCE | 1<<unix.CAP_SYS_NICE
+	extra := uint64(1<<unix.CAP_SYS_RESOURCE | 1<<unix.CAP_SYS_NICE)
+	if p.Time {
+		extra |= 1 << unix.CAP_SYS_ADMIN
+		fd, err := unix.FcntlInt(pidfds[len(p.Join)].Fd(), unix.F_DUPFD_CLOEXEC, free)
+		if err != nil {
+			return fmt.Errorf("set up the descriptor of the time namespace: %w", err)
+		}
+		d.time = os.NewFile(uintptr(fd), "time namespace")
+	}
 	image, err := p.Process.prepare(c, d.own, extra&permitted())
 	if err != nil {
 		return err
+	}
+	if d.time != nil {
+		image.time = d.time.Fd()
 	}
 	pid, failed, errno := image.fork(d.own, d.terminal != nil, calls)
 	if errno != 0 {

@@ -100,7 +100,7 @@ func TestFailureAt(t *testing.T) {
 		stepFilter:    "load the system call filter: permission denied",
 		stepCalls:     "set the CPU affinity to [7]: permission denied",
 		stepCalls + 1: "set RLIMIT_NOFILE to 1:2: permission denied",
-		stepCalls + 2: "step 12: permission denied",
+		stepCalls + 2: "step 13: permission denied",
 		0:             "step 0: permission denied",
 	} {
 		if got := p.failureAt(s, unix.EACCES).Error(); got != want {

@@ -25,6 +25,9 @@ type Plan struct {
 	// that as its root. What it does until its execve is not to be limited and
 	// measured as the container's.
 	CgroupDoors bool
+	// Time says that one more file comes with the plan, the last: the time namespace
+	// of a container that a further process enters.
+	Time bool
 	// TimeOffsets is written to timens_offsets.
 	TimeOffsets string
 	// Root is what a new mount namespace is filled with; nil in a process that

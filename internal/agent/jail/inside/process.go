@@ -167,6 +167,9 @@ func variable(env []string, name string) string {
 // nullDevice is the number of /dev/null.
 const nullDevice = 1<<8 | 3
 
+// free is the first descriptor that no program gets, or control socket.
+const free = 10
+
 // stdio are the descriptors that become 0, 1 and 2.
 type stdio struct {
 	fds [3]int
@@ -176,7 +179,7 @@ type stdio struct {
 func newStdio(files []*os.File) (*stdio, error) {
 	s := new(stdio)
 	for i, f := range files {
-		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 10)
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, free)
 		if err != nil {
 			return nil, fmt.Errorf("set up descriptor %d: %w", i, err)
 		}

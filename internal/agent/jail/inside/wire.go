@@ -14,8 +14,8 @@ import (
 )
 
 // What passes over the socket: the plan, as a length of four bytes with the
-// descriptors attached (stdin, stdout, stderr, the pidfds to join, two cgroup.procs)
-// and what Plan.encode makes; the answer, in the same form, with the terminal attached if there is one; one
+// descriptors attached (stdin, stdout, stderr, the pidfds to join, two cgroup.procs,
+// a time namespace) and what Plan.encode makes; the answer, in the same form, with the terminal attached if there is one; one
 // byte that opens the gate; and then either the end of the stream, which the
 // execve brings about, or two bytes: how far the process came, and the error number.
 //
@@ -44,6 +44,7 @@ type step byte
 const (
 	stepGate step = iota + 1
 	stepFork
+	stepTime
 	stepSession
 	stepTerminal
 	stepStdio
@@ -58,6 +59,7 @@ const (
 var stepNames = [...]string{
 	stepGate:     "wait at the gate",
 	stepFork:     "fork",
+	stepTime:     "enter the time namespace",
 	stepSession:  "make a session",
 	stepTerminal: "take the terminal",
 	stepStdio:    "set up the standard files",
