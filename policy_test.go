@@ -186,7 +186,7 @@ var importRules = []struct {
 		from: "internal/shim",
 		only: []string{
 			"internal/shim", "internal/sandbox", "internal/owner", "internal/operator", "internal/config", "internal/spec", "internal/cleanup",
-			"internal/features", "internal/link", "internal/network", "internal/pod", "internal/printable", "internal/steer", "internal/thread", "internal/timeline", "internal/version", "api/agent/v1", "api/cri/v1",
+			"internal/features", "internal/link", "internal/network", "internal/pod", "internal/printable", "internal/program", "internal/steer", "internal/thread", "internal/timeline", "internal/version", "api/agent/v1", "api/cri/v1",
 		},
 		why: "a front end goes through the sandbox, and knows its own protocol besides",
 	},

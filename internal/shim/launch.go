@@ -18,6 +18,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/config"
 	"github.com/seed-efd44b36/kata/internal/owner"
 	"github.com/seed-efd44b36/kata/internal/pod"
+	"github.com/seed-efd44b36/kata/internal/program"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"golang.org/x/sys/unix"
@@ -188,8 +189,7 @@ func spawn(ctx context.Context, c command, listener *os.File) error {
 	cmd.ExtraFiles = []*os.File{listener, mounts}
 	// Nothing else of containerd's surroundings: what is started from there
 	// (hooks, programs that log) runs as root.
-	cmd.Env = append(timeline.Environ(ctx),
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", ttrpcAddressEnv+"="+os.Getenv(ttrpcAddressEnv))
+	cmd.Env = append(append(program.Environment(), timeline.Environ(ctx)...), ttrpcAddressEnv+"="+os.Getenv(ttrpcAddressEnv))
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid: true, // what ends containerd must not end us
 		// Whatever is mounted for the sandbox is seen by it alone and ends
