@@ -10,10 +10,10 @@ import (
 
 	events "github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/seed-efd44b36/kata/internal/pod"
 	"github.com/seed-efd44b36/kata/internal/sandbox"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 	"github.com/seed-efd44b36/kata/internal/shim/controller"
-	"github.com/seed-efd44b36/kata/internal/pod"
 	"github.com/seed-efd44b36/kata/internal/shim/publisher"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"github.com/seed-efd44b36/kata/internal/thread"

@@ -45,12 +45,13 @@ func runtimes() []runtime {
 	const (
 		// Debian has no other shim, and of the Go module none goes with containerd 1.6.
 		noPods = "no pods: runc's shim, which runs it, cannot start their second container"
-		fewer  = "through two front ends: the others tell nothing that is new"
+		fewer  = "through the front ends named: the others tell nothing that is new"
 	)
 	return []runtime{
 		{"kata-cold", []string{Ctr, CRI, OCI, CLI}, "", kata(setting{"factory", "enable_template", "false"})},
 		{"kata-template", []string{Ctr, CRI, OCI, CLI}, "", kata(setting{"factory", "enable_template", "true"})},
 		{"kata-warm", []string{Ctr, CRI, OCI, CLI}, "", kata(setting{"factory", "enable_template", "true"}, setting{"factory", "vm_cache_number", "4"})},
+		{"kata-warm-1", []string{Ctr}, fewer, kata(setting{"factory", "enable_template", "true"}, setting{"factory", "vm_cache_number", "1"})},
 		{"kata-tuned", []string{Ctr, CLI}, fewer, tuned(setting{"factory", "enable_template", "true"})},
 		{"runc", []string{Ctr, CRI, OCI}, "", packaged("runc", "--detach", "exec runc \"$@\"")},
 		// It refuses a host that has cgroups of version 2 beside those of version 1.
