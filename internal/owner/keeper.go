@@ -234,6 +234,7 @@ func (k *keeper) look(ctx context.Context, stop context.CancelCauseFunc) {
 // Trim dismisses the warm clones that are more than the configuration wants.
 func Trim(ctx context.Context, conf config.Config) (dismissed int, err error) {
 	all := warm.List(conf.Runtime.StateDir)
+	slices.SortFunc(all, func(a, b warm.Waiting) int { return b.Since.Compare(a.Since) })
 	return dismiss(ctx, conf, all[min(len(all), conf.Factory.VMCacheNumber):])
 }
 

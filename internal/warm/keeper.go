@@ -65,33 +65,35 @@ func (k *Keeper) Close() error {
 func (k *Keeper) Give(ctx context.Context) (_ *Held, err error) {
 	defer func() { err = errors.Join(err, k.Close()) }()
 	defer context.AfterFunc(ctx, func() { _ = k.l.SetDeadline(time.Now()) })()
-	conn, err := k.l.AcceptUnix()
-	if err != nil {
-		return nil, fmt.Errorf("wait for a claim: %w", errors.Join(context.Cause(ctx), err))
+	for {
+		conn, err := k.l.AcceptUnix()
+		if err != nil {
+			return nil, fmt.Errorf("wait for a claim: %w", errors.Join(context.Cause(ctx), err))
+		}
+		var want [1]byte
+		err = conn.SetDeadline(time.Now().Add(handTime))
+		if err == nil {
+			_, err = io.ReadFull(conn, want[:])
+		}
+		if err != nil { // who came is gone: the clone is another's to have
+			_ = conn.Close()
+			continue
+		}
+		h := &Held{Want: int(want[0]), conn: conn}
+		if err := k.hand(conn); err != nil {
+			return nil, fmt.Errorf("hand warm clone over: %w", errors.Join(err, conn.Close()))
+		}
+		return h, nil
 	}
-	h := &Held{conn: conn}
-	if err := k.hand(h); err != nil {
-		return nil, fmt.Errorf("hand warm clone over: %w", errors.Join(err, conn.Close()))
-	}
-	return h, nil
 }
 
-func (k *Keeper) hand(h *Held) error {
-	conn := h.conn
+func (k *Keeper) hand(conn *net.UnixConn) error {
 	// Whoever comes too late is to find nothing.
 	if addr, ok := k.l.Addr().(*net.UnixAddr); ok {
 		if err := os.Remove(filepath.Join(filepath.Dir(addr.Name), socketFile)); err != nil {
 			return err
 		}
 	}
-	if err := conn.SetDeadline(time.Now().Add(handTime)); err != nil {
-		return err
-	}
-	var want [1]byte
-	if _, err := io.ReadFull(conn, want[:]); err != nil {
-		return err
-	}
-	h.Want = int(want[0])
 	r := k.g.Running
 	files := append([]*os.File{k.pidfd, r.Monitor, r.Agent, r.Console, k.g.Share, k.g.Devices.NS}, k.g.Devices.Taps...)
 	var fds []int

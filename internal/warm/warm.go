@@ -393,11 +393,16 @@ func Dismiss(ctx context.Context, dir string, w Waiting) error {
 	return c.Close()
 }
 
-// Hurry gives the VMM the priority of the calling process: it was made at a lower one.
+// Hurry gives the VMM the priority of the calling process, and its processors: it was
+// made at a lower priority, on the processors of whoever filled the pool.
 func (c *Clone) Hurry() error {
 	prio, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
 	if err != nil {
 		return os.NewSyscallError("getpriority", err)
+	}
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		return os.NewSyscallError("sched_getaffinity", err)
 	}
 	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", c.pid))
 	if err != nil {
@@ -416,6 +421,10 @@ func (c *Clone) Hurry() error {
 		// The call answers 20 less than the priority. A thread may have ended.
 		if err := unix.Setpriority(unix.PRIO_PROCESS, tid, 20-prio); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("priority of the warm clone: %w", err)
+		}
+		// A cpuset that has none of them stays as it is.
+		if err := unix.SchedSetaffinity(tid, &cpus); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("processors of the warm clone: %w", err)
 		}
 	}
 	return nil
