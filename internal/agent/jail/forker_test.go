@@ -2,8 +2,10 @@ package jail
 
 import (
 	"fmt"
+	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -40,6 +42,51 @@ func TestExecsAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestExecLeavesNothingOpen in the process that makes the others: neither one that
+// ends, nor one with a terminal, nor one that fails.
+func TestExecLeavesNothingOpen(t *testing.T) {
+	c := startSleeper(t, nil)
+	exec := func() {
+		for _, p := range []*specs.Process{process("true"), process("/bin/true"), process("nothing"), process("/etc/passwd"), process("/etc"), process("a\x00b")} {
+			_, _ = execIn(t, c, p)
+		}
+		p := process("true")
+		p.Terminal = true
+		proc, err := c.Exec(deadline(t), ExecConfig{Process: p})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = proc.Console().Close()
+		proc.discard()
+		<-proc.Done()
+	}
+	exec()
+	c.jailer.forker.mu.Lock()
+	dir := fmt.Sprintf("/proc/%d/fd", c.jailer.forker.w.child.PID)
+	c.jailer.forker.mu.Unlock()
+	open := func() int {
+		list, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	most := open()
+	for range 5 {
+		exec()
+	}
+	// It closes what it had for a process after it has answered.
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for ctx := deadline(t); open() > most; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("%d descriptors are open, and %d were after the first", open(), most)
+		}
+	}
 }
 
 // TestExecIsAdjusted looks at what belongs to a process and not to a thread.

@@ -25,10 +25,11 @@ type image struct {
 	flags   uintptr
 	control uintptr // descriptor
 	time    uintptr // descriptor of a time namespace to enter, 0 for none
+	held    uintptr // descriptor of the program, until the execve
 }
 
-func newImage(program string, args, env []string, filter []unix.SockFilter, flags uint, control uintptr) (*image, error) {
-	i := &image{flags: uintptr(flags), control: control}
+func newImage(program string, args, env []string, filter []unix.SockFilter, flags uint) (*image, error) {
+	i := &image{flags: uintptr(flags)}
 	var err error
 	if i.program, err = unix.BytePtrFromString(program); err != nil {
 		return nil, fmt.Errorf("program name %q: %w", program, err)
@@ -44,6 +45,9 @@ func newImage(program string, args, env []string, filter []unix.SockFilter, flag
 	}
 	return i, nil
 }
+
+// close closes what was opened for the image, in a process that does not become it.
+func (i *image) close() { _ = unix.Close(int(i.held)) }
 
 // become waits at the gate and then, unless an earlier step has failed, loads the
 // filter and executes the program. If it cannot, it tells the agent why and ends

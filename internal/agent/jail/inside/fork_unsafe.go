@@ -57,7 +57,8 @@ func setSignalMask(set, old *signalSet) syscall.Errno {
 	return errno
 }
 
-// part gives the thread descriptors of its own. It returns what failed.
+// part gives the thread descriptors of its own. It returns what failed. Until here no
+// other than the forker's own socket is ControlFD.
 func (i *image) part(s *stdio) (step, syscall.Errno) {
 	if _, _, errno := unix.RawSyscall(unix.SYS_UNSHARE, unix.CLONE_FILES, 0, 0); errno != 0 {
 		return stepClose, errno
@@ -74,6 +75,12 @@ func (i *image) part(s *stdio) (step, syscall.Errno) {
 		i.control = ControlFD
 	}
 	first := uintptr(ControlFD + 1)
+	if i.held != first {
+		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, i.held, first, unix.O_CLOEXEC); errno != 0 {
+			return stepStdio, errno
+		}
+	}
+	first++
 	if i.time != 0 {
 		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, i.time, first, unix.O_CLOEXEC); errno != 0 {
 			return stepTime, errno

@@ -31,8 +31,8 @@ func fork() int {
 	// The runtime waits for this socket without a thread: a processor that is held
 	// by a waiting thread is taken away from it too late.
 	file := os.NewFile(ControlFD, "control")
+	defer func() { _ = file.Close() }() // not before: its number must be nothing else's
 	c, err := net.FileConn(file)
-	_ = file.Close()
 	if err != nil {
 		return 1
 	}
@@ -62,7 +62,9 @@ type delivery struct {
 	own      *stdio
 	time     *os.File // the time namespace to enter, if any
 	terminal *pty.PTY
+	image    *image // nil before it is known
 	pid      int
+	answered bool // the agent has been told pid
 }
 
 // deliver makes the process and tells the agent. The thread that does it has in the
@@ -87,6 +89,12 @@ func deliver(c control, p *Plan, files []*os.File) {
 	}
 	if d.time != nil {
 		defer closeAll([]*os.File{d.time})
+	}
+	if d.image != nil {
+		defer d.image.close()
+	}
+	if d.answered {
+		return
 	}
 	if err != nil {
 		master = nil
@@ -141,17 +149,22 @@ func (d *delivery) make(c control, p *Plan, files []*os.File) error {
 		}
 		d.time = os.NewFile(uintptr(fd), "time namespace")
 	}
-	image, err := p.Process.prepare(c, d.own, extra&permitted())
+	d.image, err = p.Process.prepare(c, d.own, extra&permitted())
 	if err != nil {
 		return err
 	}
 	if d.time != nil {
-		image.time = d.time.Fd()
+		d.image.time = d.time.Fd()
 	}
-	pid, failed, errno := image.fork(d.own, d.terminal != nil, calls)
+	pid, failed, errno := d.image.fork(d.own, d.terminal != nil, calls)
 	if errno != 0 {
 		return p.Process.failureAt(failed, errno)
 	}
 	d.pid = pid
+	if d.terminal == nil {
+		// The thread still has its end of the socket. To end the thread, and to have
+		// another do the rest, takes as long as half of what was done until here.
+		d.answered = answer{PID: int32(pid)}.send(ControlFD, nil) == nil
+	}
 	return nil
 }

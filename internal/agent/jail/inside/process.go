@@ -81,11 +81,17 @@ func (p *Process) prepare(c control, own *stdio, extra uint64) (*image, error) {
 	if changed != nil {
 		return nil, changed
 	}
-	program, err := lookUp(p.Args[0], env)
+	program, held, err := lookUp(p.Args[0], env)
 	if err != nil {
 		return nil, err
 	}
-	return newImage(program, p.Args, env, p.Filter, p.FilterFlags, c.Fd())
+	i, err := newImage(program, p.Args, env, p.Filter, p.FilterFlags)
+	if err != nil {
+		_ = unix.Close(held)
+		return nil, err
+	}
+	i.control, i.held = c.Fd(), uintptr(held)
+	return i, nil
 }
 
 // changeDir changes the working directory and makes sure that the new one is in
@@ -102,13 +108,15 @@ func changeDir(dir string) error {
 	return nil
 }
 
-// lookUp finds the program as execvp does, for the user that the thread is by now.
-func lookUp(name string, env []string) (string, error) {
+// lookUp finds the program as execvp does, for the user that the thread is by now,
+// and opens it. While held is open the kernel knows the way to the program: with 9p,
+// the host would be asked for each part of it once more by the execve.
+func lookUp(name string, env []string) (path string, held int, err error) {
 	if strings.Contains(name, "/") {
-		if err := executable(name); err != nil {
-			return "", execError(name, err)
+		if held, err = executable(name); err != nil {
+			return "", -1, execError(name, err)
 		}
-		return name, nil
+		return name, held, nil
 	}
 	denied := false
 	for dir := range strings.SplitSeq(variable(env, "PATH"), ":") {
@@ -116,28 +124,33 @@ func lookUp(name string, env []string) (string, error) {
 			continue
 		}
 		file := strings.TrimSuffix(dir, "/") + "/" + name
-		err := executable(file)
+		held, err := executable(file)
 		if err == nil {
-			return file, nil
+			return file, held, nil
 		}
 		denied = denied || errors.Is(err, unix.EACCES)
 	}
 	if denied {
-		return "", execError(name, unix.EACCES)
+		return "", -1, execError(name, unix.EACCES)
 	}
-	return "", &Error{NotFound, fmt.Sprintf("exec %q: executable file not found in $PATH", name)}
+	return "", -1, &Error{NotFound, fmt.Sprintf("exec %q: executable file not found in $PATH", name)}
 }
 
-// executable tells why a file cannot be executed.
-func executable(name string) error {
-	var st unix.Stat_t
-	if err := unix.Stat(name, &st); err != nil {
-		return err
+// executable opens a file as a place (O_PATH), or tells why it cannot be executed.
+func executable(name string) (fd int, err error) {
+	if fd, err = unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
+		return -1, err
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return unix.EACCES // as execve has it, and as engines know it
+	// The kernel knows both by now; for fstat the host would be asked, by 9p.
+	err = unix.Faccessat(fd, "", unix.X_OK, unix.AT_EACCESS|unix.AT_EMPTY_PATH)
+	if err == nil && !errors.Is(unix.Faccessat(fd, ".", unix.F_OK, 0), unix.ENOTDIR) {
+		err = unix.EACCES // as execve has it, and as engines know it
 	}
-	return unix.Faccessat(unix.AT_FDCWD, name, unix.X_OK, unix.AT_EACCESS)
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // execError classifies the error of an execve, or of what would be one.

@@ -351,16 +351,21 @@ func (c control) answer(terminal *os.File, pid int, failure error) error {
 			a.Kind = e.Kind
 		}
 	}
-	body, err := json.Marshal(a)
-	if err != nil {
-		return err
-	}
 	var files []*os.File
 	if terminal != nil {
 		files = append(files, terminal)
 	}
+	return a.send(int(c.Fd()), files)
+}
+
+// send sends the answer, with descriptors, to the other end of a socket.
+func (a answer) send(socket int, files []*os.File) error {
+	body, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
 	message, oob := frame(body, files)
-	return unix.Sendmsg(int(c.Fd()), message, oob, nil, unix.MSG_NOSIGNAL)
+	return unix.Sendmsg(socket, message, oob, nil, unix.MSG_NOSIGNAL)
 }
 
 // attached returns the descriptors of a message.
