@@ -82,7 +82,7 @@ func newRoot(release func()) *cobra.Command {
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default "+config.File+")")
 	root.AddCommand(
 		a.runCommand(release), a.execCommand(release), a.psCommand(), a.logsCommand(), a.traceCommand(), a.stopCommand(), a.killCommand(),
-		a.rmCommand(), a.pullCommand(), a.imagesCommand(), a.gcCommand(), a.configCommand(), a.imageCommand(), a.templateCommand(), a.installCommand(),
+		a.rmCommand(), a.pullCommand(), a.imagesCommand(), a.rmiCommand(), a.gcCommand(), a.configCommand(), a.imageCommand(), a.templateCommand(), a.installCommand(),
 		a.uninstallCommand(), versionCommand(),
 	)
 	return root

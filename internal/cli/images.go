@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -115,6 +116,31 @@ func (a *app) imagesCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+func (a *app) rmiCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rmi IMAGE...",
+		Short: "Remove container images",
+		Long:  "Remove container images. Layers that a container or another image needs stay until `kata gc`\nfinds that nothing does.",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var errs []error
+			for _, name := range args {
+				img, err := a.images.Remove(cmd.Context(), name)
+				if err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				fmt.Fprintln(a.out, img.Name)
+			}
+			dirs, err := a.containers.dirs()
+			if err == nil {
+				_, err = a.images.GC(cmd.Context(), dirs)
+			}
+			return errors.Join(append(errs, err)...)
+		},
+	}
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }

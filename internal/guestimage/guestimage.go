@@ -172,19 +172,6 @@ func (b *Builder) build(ctx context.Context, c cache, seen inputs) (Image, error
 // List returns the images in the cache, the newest first.
 func List(cacheDir string) ([]Image, error) { return cache{dir: cacheDir}.images() }
 
-// Prune removes the images that no Ensure has returned for the given time, and
-// the kernels that only they used. The tuned kernel and fetched packages stay.
-func Prune(ctx context.Context, cacheDir string, unused time.Duration) error {
-	c := cache{dir: cacheDir}
-	unlock, err := c.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	c.removeTemporary()
-	return c.prune(unused)
-}
-
 // readInput reads a whole file and notes its state from before the reading.
 func readInput(seen inputs, name string) ([]byte, error) {
 	seen.look(name)

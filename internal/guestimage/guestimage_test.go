@@ -277,7 +277,8 @@ func TestPrune(t *testing.T) {
 	}
 	write(t, testBzImage(gzipped(t, testKernel(t, "other"))), b.Kernel)
 	img := ensure(t, b)
-	if err := Prune(t.Context(), b.CacheDir, 24*time.Hour); err != nil {
+	c := cache{dir: b.CacheDir}
+	if err := c.prune(24 * time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := b.Ensure(t.Context()); err != nil || got != img {
@@ -288,13 +289,13 @@ func TestPrune(t *testing.T) {
 			t.Errorf("%s is still there", f)
 		}
 	}
-	if err := Prune(t.Context(), b.CacheDir, 0); err != nil {
+	if err := c.prune(0); err != nil {
 		t.Fatal(err)
 	}
 	if images, err := List(b.CacheDir); err != nil || len(images) != 0 {
 		t.Errorf("%d images, error %v, want none", len(images), err)
 	}
-	if memos := (cache{dir: b.CacheDir}).entries("memo"); len(memos) != 0 {
+	if memos := c.entries("memo"); len(memos) != 0 {
 		t.Errorf("memos left: %v", memos)
 	}
 }

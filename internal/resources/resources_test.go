@@ -44,27 +44,6 @@ func TestSize(t *testing.T) {
 	}
 }
 
-func TestSum(t *testing.T) {
-	h := config.Default().Hypervisor
-	const gib = 1 << 30
-	for name, tc := range map[string]struct {
-		members []Limits
-		want    Limits
-	}{
-		"nobody":             {nil, Limits{}},
-		"no limits":          {[]Limits{{}, {}}, Limits{}},
-		"all limited":        {[]Limits{{gib, 1}, {gib, 0.5}}, Limits{2 * gib, 1.5}},
-		"two without limits": {[]Limits{{gib, 1}, {}, {}}, Limits{gib + 512*mib, 2}},
-		"overflow":           {[]Limits{{unlimited - 1, 0}, {unlimited - 1, 0}}, Limits{unlimited - 1, 0}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if got := Sum(h, tc.members...); got != tc.want {
-				t.Errorf("got %v, want %v", got, tc.want)
-			}
-		})
-	}
-}
-
 func TestLimitsOf(t *testing.T) {
 	i := func(n int64) *int64 { return &n }
 	u := func(n uint64) *uint64 { return &n }

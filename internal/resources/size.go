@@ -68,27 +68,6 @@ func (l Limits) clean() Limits {
 	return l
 }
 
-// Sum adds the limits of the containers of one sandbox. Those that have no
-// limit share one default class; when none has, there is no limit.
-func Sum(h config.Hypervisor, members ...Limits) Limits {
-	var sum Limits
-	var freeMemory, freeCPU bool
-	for _, l := range members {
-		l = l.clean()
-		freeMemory = freeMemory || l.MemoryBytes == 0
-		freeCPU = freeCPU || l.CPUs == 0
-		sum.MemoryBytes = min(sum.MemoryBytes+l.MemoryBytes, unlimited-1)
-		sum.CPUs += l.CPUs
-	}
-	if freeMemory && sum.MemoryBytes > 0 {
-		sum.MemoryBytes += int64(h.DefaultMemory) * mib
-	}
-	if freeCPU && sum.CPUs > 0 {
-		sum.CPUs += float64(h.DefaultVCPUs)
-	}
-	return sum.clean()
-}
-
 // Size gives the virtual machine for a sandbox with the given limits: memory
 // for them and for the guest's own needs, and as many CPUs as they can keep
 // busy, but no more than the host has. Without a limit it is the default class.

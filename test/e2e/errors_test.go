@@ -207,6 +207,23 @@ func TestDamagedImage(t *testing.T) {
 	}
 }
 
+// TestImagesAreRemoved: by name or id, with what only they need.
+func TestImagesAreRemoved(t *testing.T) {
+	t.Parallel()
+	e := installation(t, "")
+	name := e.MustKata(t, "pull", busybox)
+	if out := e.MustKata(t, "rmi", name); out != name {
+		t.Errorf("rmi: %q, want %q", out, name)
+	}
+	if out := e.MustKata(t, "images", "--json"); out != "[]" && out != "null" {
+		t.Errorf("images: %s", out)
+	}
+	if out := e.MustKata(t, "gc"); !strings.Contains(out, "image layers: 0 removed") {
+		t.Errorf("rmi has left layers: %s", out)
+	}
+	explains(t, e, 1, 1, []string{name}, "rmi", name)
+}
+
 // TestNameConflict: a name is given once.
 func TestNameConflict(t *testing.T) {
 	t.Parallel()
@@ -218,7 +235,7 @@ func TestNameConflict(t *testing.T) {
 func TestUnprivileged(t *testing.T) {
 	t.Parallel()
 	for verb, code := range map[string]int{
-		"run x": 125, "exec x y": 125, "ps": 1, "logs x": 1, "stop x": 1, "kill x": 1, "rm x": 1, "pull x": 1, "images": 1, "gc": 1,
+		"run x": 125, "exec x y": 125, "ps": 1, "logs x": 1, "stop x": 1, "kill x": 1, "rm x": 1, "pull x": 1, "images": 1, "rmi x": 1, "gc": 1,
 	} {
 		cmd := env.Command(t.Context(), "kata", strings.Fields(verb)...)
 		cmd.SysProcAttr = nobody()
