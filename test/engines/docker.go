@@ -30,12 +30,9 @@ type Docker struct {
 	exited chan error
 }
 
-// Where Debian's packages put Docker. A client of another origin may come first
-// in PATH, and another daemon may be meant by the environment.
-const (
-	dockerProgram  = "/usr/bin/docker"
-	dockerdProgram = "/usr/sbin/dockerd"
-)
+// dockerProgram is Debian's client, for daemons of all releases. One of another
+// origin may come first in PATH.
+const dockerProgram = "/usr/bin/docker"
 
 // readyTimeout is for a busy machine: one that is quiet needs a second.
 const readyTimeout = time.Minute
@@ -44,11 +41,13 @@ const readyTimeout = time.Minute
 type DockerOptions struct {
 	// Name is for its directories.
 	Name string
-	// Install makes kata-runtime the runtime of containers, which `kata install
-	// docker` puts into the configuration.
-	Install bool
-	// Shim is a program that takes the place of the shim of runc. Docker before
-	// 23 can use no other by its name.
+	// Release is which Docker it is.
+	Release Release
+	// Runtime is the runtime of containers, runc without a word. `kata` is what
+	// `kata install docker` puts into the configuration.
+	Runtime string
+	// Shim is a program that takes the place of the shim of runc, for a Docker that
+	// can use no other by its name.
 	Shim string
 }
 
@@ -79,7 +78,7 @@ func StartDocker(ctx context.Context, env *harness.Env, o DockerOptions) (_ *Doc
 		return nil, err
 	}
 	env.Watch(d.look)
-	if err := d.start(); err != nil {
+	if err := d.start(o.Release); err != nil {
 		return nil, err
 	}
 	if err := d.ready(ctx); err != nil {
@@ -93,23 +92,28 @@ func (d *Docker) socket() string { return filepath.Join(d.run, "sock") }
 // configure writes the configuration of an administrator.
 func (d *Docker) configure(ctx context.Context, o DockerOptions) error {
 	conf := map[string]any{
-		"hosts":          []string{"unix://" + d.socket()},
-		"data-root":      filepath.Join(d.data, "root"),
-		"exec-root":      filepath.Join(d.run, "exec"),
-		"pidfile":        filepath.Join(d.run, "pid"),
-		"storage-driver": "overlay2",
-		"exec-opts":      []string{"native.cgroupdriver=cgroupfs"},
-		"cgroup-parent":  d.cgroup(),
-		"debug":          true,
+		"hosts":         []string{"unix://" + d.socket()},
+		"data-root":     filepath.Join(d.data, "root"),
+		"exec-root":     filepath.Join(d.run, "exec"),
+		"pidfile":       filepath.Join(d.run, "pid"),
+		"exec-opts":     []string{"native.cgroupdriver=cgroupfs"},
+		"cgroup-parent": d.cgroup(),
+		"debug":         true,
 	}
-	if o.Install {
-		conf["default-runtime"] = "kata"
+	if o.Release.Debian() {
+		conf["storage-driver"] = "overlay2"
+	} else if o.Runtime == "" {
+		// Debian's runc is older than they are.
+		conf["features"] = map[string]bool{"time-namespaces": false}
+	}
+	if o.Runtime != "" {
+		conf["default-runtime"] = o.Runtime
 	}
 	text, err := json.MarshalIndent(conf, "", "  ")
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(d.config, text, 0o600); err != nil || !o.Install {
+	if err := os.WriteFile(d.config, text, 0o600); err != nil || o.Runtime != "kata" {
 		return err
 	}
 	r, err := d.env.Run(ctx, nil, "kata", "install", "docker", "--docker-config", d.config)
@@ -124,15 +128,15 @@ func (d *Docker) cgroup() string {
 	return "/" + filepath.Base(filepath.Dir(d.env.State)) + "-" + d.name
 }
 
-func (d *Docker) start() error {
+func (d *Docker) start(r Release) error {
 	log, err := os.OpenFile(d.logFile(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	d.cmd = exec.Command(dockerdProgram, "--config-file", d.config)
+	d.cmd = exec.Command(r.dockerd(), "--config-file", d.config)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
-	path := []string{filepath.Join(d.data, "bin"), d.env.Bin, "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
+	path := slices.Concat([]string{filepath.Join(d.data, "bin"), d.env.Bin}, r.path, []string{"/usr/sbin", "/usr/bin", "/sbin", "/bin"})
 	d.cmd.Env = append(os.Environ(), "PATH="+strings.Join(path, ":"), "KATA_CONF_FILE="+d.env.Config)
 	d.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := d.cmd.Start(); err != nil {

@@ -14,20 +14,32 @@ import (
 	"github.com/seed-efd44b36/kata/test/harness"
 )
 
-// env is the installation that all tests share.
-var env *harness.Env
+// env is the installation that all tests share, recent the Docker that is built.
+var (
+	env    *harness.Env
+	recent Release
+)
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	inside, code, err := Alone()
-	if inside && err == nil {
-		code, err = run(m)
-	}
+	code, err := start(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "engines:", err)
 		code = 1
 	}
 	os.Exit(code)
+}
+
+func start(m *testing.M) (code int, err error) {
+	// To build it takes a network that leads somewhere, the first time.
+	if recent, err = Module(context.Background()); err != nil {
+		return 1, err
+	}
+	inside, code, err := Alone()
+	if err != nil || !inside {
+		return code, err
+	}
+	return run(m)
 }
 
 // run runs all tests between two looks at what engines could leave.

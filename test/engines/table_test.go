@@ -23,6 +23,9 @@ type subject struct {
 	// cli tells that the runtime is kata-runtime. Engines read the cgroup of its
 	// process on the host then: the virtual machine's.
 	cli bool
+	// fixed tells that a machine has no device for a network that comes later than
+	// it: the runtime is given a namespace that is filled already.
+	fixed bool
 }
 
 // table is what has to hold with each engine and runtime.
@@ -54,18 +57,31 @@ func (s subject) check(t *testing.T) {
 }
 
 func TestDocker(t *testing.T) {
-	for _, row := range []struct {
-		name string
-		o    DockerOptions
-	}{
-		{"runc", DockerOptions{}},
-		{"kata", DockerOptions{Install: true}},
-		{"shim", DockerOptions{Shim: filepath.Join(env.Bin, "containerd-shim-kata-v2")}},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			row.o.Name = "docker-" + row.name
-			s := subject{Engine: docker(t, row.o), own: row.name == "runc", cli: row.o.Install}
-			s.check(t)
+	checkDocker(t, Release{}, map[string]DockerOptions{
+		"runc": {},
+		"kata": {Runtime: "kata"},
+		"shim": {Shim: filepath.Join(env.Bin, "containerd-shim-kata-v2")},
+	})
+}
+
+// TestRecentDocker is TestDocker with a release that finds a shim by its name, and
+// gives a container its network when the task is there.
+func TestRecentDocker(t *testing.T) {
+	checkDocker(t, recent, map[string]DockerOptions{
+		"runc": {},
+		"kata": {Runtime: "kata"},
+		"shim": {Runtime: "io.containerd.kata.v2"},
+	})
+}
+
+// checkDocker runs the table with each runtime.
+func checkDocker(t *testing.T, r Release, runtimes map[string]DockerOptions) {
+	t.Helper()
+	for _, name := range []string{"runc", "kata", "shim"} {
+		t.Run(name, func(t *testing.T) {
+			o := runtimes[name]
+			o.Name, o.Release = "docker-"+name, r
+			subject{Engine: docker(t, o), own: name == "runc", cli: name == "kata", fixed: name == "kata" && r.Debian()}.check(t)
 		})
 	}
 }
@@ -84,7 +100,7 @@ func TestPodman(t *testing.T) {
 			if err := e.Load(t.Context(), "busybox"); err != nil {
 				t.Fatal(err)
 			}
-			s := subject{Engine: e, podman: true, own: name == "runc", cli: name == "kata"}
+			s := subject{Engine: e, podman: true, own: name == "runc", cli: name == "kata", fixed: true}
 			s.check(t)
 			t.Run("pod", func(t *testing.T) { testPod(t, s) })
 		})
@@ -310,8 +326,9 @@ func (s subject) network(t *testing.T, name string) {
 // testNetwork joins two containers by a network of the user's, and the host by a
 // port.
 func testNetwork(t *testing.T, s subject) {
-	const network, server = "of-the-user", "server"
+	const network, later, server = "of-the-user", "joined-later", "server"
 	s.network(t, network)
+	s.network(t, later)
 	s.remove(t, server)
 	s.Must(t, "run", "-d", "--name", server, "--network", network, "--network-alias", "web", "-p", "127.0.0.1:8088:80", "--stop-signal", "KILL", "busybox",
 		"sh", "-c", "mkdir /www; echo served >/www/index.html; exec httpd -f -p 80 -h /www")
@@ -334,6 +351,17 @@ func testNetwork(t *testing.T, s subject) {
 			`for name in `+server+` web; do address=$(nslookup -type=a $name | sed -n '/^Name:/,$s/Address: //p') && `+get+`; done`)
 		if r.Stdout != "served\nserved\n" {
 			t.Errorf("%q, %s", r.Stdout, r.Stderr)
+		}
+	})
+	t.Run("later", func(t *testing.T) {
+		if s.fixed {
+			t.Skip("all networks have to be there when the container is created")
+		}
+		s.Must(t, "network", "connect", later, server)
+		address := s.inspect(t, server, `{{(index .NetworkSettings.Networks "`+later+`").IPAddress}}`)
+		if got := s.Must(t, "run", "--rm", "--network", later, "-e", "address="+address, "busybox", "sh", "-c",
+			`until got=$(`+get+`) && [ -n "$got" ]; do sleep 0.1; done; echo $got`); got != "served" {
+			t.Errorf("by the address of a network that was joined later: %q", got)
 		}
 	})
 }
