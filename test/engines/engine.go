@@ -1,8 +1,7 @@
-// Package engines runs Docker and Podman as Debian packs them, and a Docker of these
-// days that it builds, for tests: each
-// with directories, sockets and networks of its own, in namespaces of mounts and
-// network that the host does not see, and with a runtime to be compared with
-// others.
+// Package engines runs Docker and Podman as Debian packs them, and a recent Docker
+// that it builds, for tests: each with directories, sockets and networks of its own,
+// in namespaces of mounts and network that the host does not see, and with a runtime
+// to be compared with others.
 package engines
 
 import (
