@@ -13,8 +13,8 @@ import (
 func (d *Daemon) look(s harness.Snapshot) error {
 	data := filepath.Dir(d.Config)
 	for _, pattern := range []string{
-		filepath.Join(d.State, "io.containerd.runtime.v2.task/*/*"),
-		filepath.Join(d.Root, "io.containerd.runtime.v2.task/*/*"),
+		filepath.Join(d.State, "io.containerd.runtime.v*/*/*"),
+		filepath.Join(d.Root, "io.containerd.runtime.v*/*/*"),
 		filepath.Join(d.State, "io.containerd.*cri*/*/*"),
 		filepath.Join(d.Root, "io.containerd.grpc.v1.cri/sandboxes/*"),
 		filepath.Join(d.Root, "io.containerd.grpc.v1.cri/containers/*"),

@@ -20,8 +20,11 @@ import (
 //go:embed testdata/seed.toml
 var seedConfig string
 
-// olderRuntimes are further ways to name kata-runtime.
+// olderRuntimes are further ways to name kata-runtime: two handlers, and what the
+// oldest kind of shim runs for clients that name nothing, such as ctr.
 const olderRuntimes = `
+[plugins.linux]
+  runtime = %q
 [plugins.cri.containerd.runtimes.katacli2]
   runtime_type = "io.containerd.runc.v2"
   [plugins.cri.containerd.runtimes.katacli2.options]
@@ -61,6 +64,20 @@ func TestUntrustedWorkload(t *testing.T) {
 	}
 }
 
+// testOlder runs containers of ctr by kata-runtime.
+func testOlder(t *testing.T, c ctr, flags []string) {
+	r := c.run(t, flags, "sh", "-c", "uname -r; echo oops >&2; exit 7")
+	if r.code != 7 || r.out == ownKernel(t)+"\n" || r.errOut != "oops\n" {
+		t.Errorf("run: %+v", r)
+	}
+	id := c.detached(t, flags, "sleep", "1000")
+	if got := c.exec(t, strings.NewReader("typed"), id, nil, "sh", "-c", "cat; exit 3"); got.code != 3 || got.out != "typed" {
+		t.Errorf("exec: %+v", got)
+	}
+	c.must(t, "tasks", "kill", "-s", "KILL", id)
+	harness.Poll(t, "the task has ended", func() bool { return c.status(t, id) == "STOPPED" })
+}
+
 // TestSeedConfiguration uses a configuration without a version, as written for
 // containerd 1.3.
 func TestSeedConfiguration(t *testing.T) {
@@ -71,7 +88,7 @@ func TestSeedConfiguration(t *testing.T) {
 			return err
 		}
 		cli := filepath.Join(env.Bin, "kata-runtime")
-		further := fmt.Sprintf(olderRuntimes, cli, cli)
+		further := fmt.Sprintf(olderRuntimes, cli, cli, cli)
 		return os.WriteFile(d.Config, []byte(head+strings.Replace(seedConfig, "/usr/bin/kata-runtime", cli, 1)+further), 0o600)
 	})
 	for _, tc := range []struct {
@@ -94,13 +111,15 @@ func TestSeedConfiguration(t *testing.T) {
 			p.remove()
 		})
 	}
-	t.Run("ctr", func(t *testing.T) {
-		out, err := d.Ctr(t.Context(), "run", "--rm", "--runtime", "io.containerd.runc.v2", "--runc-binary", filepath.Join(env.Bin, "kata-runtime"),
-			"localhost/busybox:latest", "older", "uname", "-r").CombinedOutput()
-		if k := strings.TrimSpace(string(out)); err != nil || k == ownKernel(t) {
-			t.Errorf("%v: %s", err, out)
-		}
-	})
+	for _, tc := range []struct {
+		shim  string
+		flags []string
+	}{
+		{"io.containerd.runc.v2", []string{"--runc-binary", filepath.Join(env.Bin, "kata-runtime")}},
+		{"io.containerd.runtime.v1.linux", nil},
+	} {
+		t.Run("ctr "+tc.shim, func(t *testing.T) { testOlder(t, ctr{Daemon: d, shim: tc.shim}, tc.flags) })
+	}
 	harness.Poll(t, "all is gone", func() bool {
 		s := harness.Snapshot{}
 		if err := d.look(s); err != nil {
