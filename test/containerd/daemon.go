@@ -3,7 +3,6 @@ package containerd
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-efd44b36/kata/test/daemon"
 	"github.com/seed-efd44b36/kata/test/harness"
 	"golang.org/x/sys/unix"
 )
@@ -30,13 +30,9 @@ type Daemon struct {
 	CgroupParent string
 
 	env *harness.Env
-	cmd *exec.Cmd
-	// exited gets how the process ended, for one who asks.
-	exited chan error
+	// process is containerd, nil while it does not run.
+	process *daemon.Process
 }
-
-// readyTimeout is for a busy machine: one that is quiet needs half a second.
-const readyTimeout = time.Minute
 
 // New prepares a containerd in directories of its own, which are called name and
 // go with env's. The programs are looked for in the release's directory and in
@@ -65,43 +61,15 @@ func New(env *harness.Env, r Release, n *Network, name string) (*Daemon, error) 
 // Start starts it and waits until it answers. It may be called again after Stop
 // or Kill.
 func (d *Daemon) Start(ctx context.Context) error {
-	// Opened for appending: a daemon that is started again goes on with it.
-	log, err := os.OpenFile(d.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	// Not `ip netns exec`, which hides the cgroups of version 1.
+	cmd := exec.Command("nsenter", "--net="+d.Network.Path, filepath.Join(d.Release.Dir, "containerd"), "--config", d.Config)
+	cmd.Env = append(os.Environ(), "PATH="+d.path(), "KATA_CONF_FILE="+d.env.Config)
+	p, err := daemon.Start(cmd, "containerd "+d.Release.Name, d.LogFile())
 	if err != nil {
 		return err
 	}
-	defer log.Close()
-	// Not `ip netns exec`, which hides the cgroups of version 1.
-	d.cmd = exec.Command("nsenter", "--net="+d.Network.Path, filepath.Join(d.Release.Dir, "containerd"), "--config", d.Config)
-	d.cmd.Stdout, d.cmd.Stderr = log, log
-	d.cmd.Env = append(os.Environ(), "PATH="+d.path(), "KATA_CONF_FILE="+d.env.Config)
-	d.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	if err := d.cmd.Start(); err != nil {
-		return fmt.Errorf("start containerd %s: %w", d.Release.Name, err)
-	}
-	exited := make(chan error, 1)
-	d.exited = exited
-	go func() { exited <- d.cmd.Wait() }() // Stop and Kill wait for it
-	return d.ready(ctx)
-}
-
-func (d *Daemon) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
-	defer cancel()
-	for {
-		out, err := d.Ctr(ctx, "version").CombinedOutput()
-		if err == nil {
-			return nil
-		}
-		select {
-		case end := <-d.exited:
-			d.exited <- end
-			return fmt.Errorf("containerd %s ended: %w\n%s", d.Release.Name, end, d.Log())
-		case <-ctx.Done():
-			return fmt.Errorf("containerd %s does not answer: %w: %s\n%s", d.Release.Name, err, out, d.Log())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+	d.process = p
+	return p.Ready(ctx, func(ctx context.Context) ([]byte, error) { return d.Ctr(ctx, "version").CombinedOutput() })
 }
 
 // path is PATH for the daemon and its shims: our programs first.
@@ -110,26 +78,13 @@ func (d *Daemon) path() string {
 }
 
 // Pid is containerd's.
-func (d *Daemon) Pid() int { return d.cmd.Process.Pid }
+func (d *Daemon) Pid() int { return d.process.Pid() }
 
 // LogFile is the path of what containerd says.
 func (d *Daemon) LogFile() string { return filepath.Join(filepath.Dir(d.Config), "log") }
 
 // Log returns the last of what containerd has said that was more than a remark.
-func (d *Daemon) Log() string {
-	const most = 8 << 10
-	b, err := os.ReadFile(d.LogFile())
-	if err != nil {
-		return err.Error()
-	}
-	var said strings.Builder
-	for line := range strings.Lines(string(b)) {
-		if !strings.Contains(line, "level=info") && !strings.Contains(line, "level=debug") {
-			said.WriteString(line)
-		}
-	}
-	return said.String()[max(0, said.Len()-most):]
-}
+func (d *Daemon) Log() string { return daemon.Said(d.LogFile()) }
 
 // Stop ends containerd in good order. Shims go on.
 func (d *Daemon) Stop() error { return d.end(unix.SIGTERM) }
@@ -138,22 +93,14 @@ func (d *Daemon) Stop() error { return d.end(unix.SIGTERM) }
 func (d *Daemon) Kill() error { return d.end(unix.SIGKILL) }
 
 func (d *Daemon) end(sig unix.Signal) error {
-	if d.exited == nil {
+	if d.process == nil {
 		return nil
 	}
-	if err := d.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("end containerd %s: %w", d.Release.Name, err)
+	if err := d.process.End(sig); err != nil {
+		return err
 	}
-	select {
-	case end := <-d.exited:
-		d.exited = nil
-		if _, ok := errors.AsType[*exec.ExitError](end); end != nil && !ok {
-			return fmt.Errorf("wait for containerd %s: %w", d.Release.Name, end)
-		}
-		return nil
-	case <-time.After(readyTimeout):
-		return fmt.Errorf("containerd %s does not end:\n%s", d.Release.Name, d.Log())
-	}
+	d.process = nil
+	return nil
 }
 
 // Ctr prepares a command of ctr.

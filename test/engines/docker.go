@@ -11,8 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
+	"github.com/seed-efd44b36/kata/test/daemon"
 	"github.com/seed-efd44b36/kata/test/harness"
 	"golang.org/x/sys/unix"
 )
@@ -26,16 +26,13 @@ type Docker struct {
 	run    string // directory of sockets and what runs
 	data   string // directory of images and containers
 	config string
-	cmd    *exec.Cmd
-	exited chan error
+	// process is dockerd.
+	process *daemon.Process
 }
 
 // dockerProgram is Debian's client, for daemons of all releases. One of another
 // origin may come first in PATH.
 const dockerProgram = "/usr/bin/docker"
-
-// readyTimeout is for a busy machine: one that is quiet needs a second.
-const readyTimeout = time.Minute
 
 // DockerOptions say how a daemon differs from the others.
 type DockerOptions struct {
@@ -81,7 +78,7 @@ func StartDocker(ctx context.Context, env *harness.Env, o DockerOptions) (_ *Doc
 	if err := d.start(o.Release); err != nil {
 		return nil, err
 	}
-	if err := d.ready(ctx); err != nil {
+	if err := d.process.Ready(ctx, d.ask); err != nil {
 		return nil, errors.Join(err, d.Stop())
 	}
 	return d, nil
@@ -128,74 +125,28 @@ func (d *Docker) cgroup() string {
 	return "/" + filepath.Base(filepath.Dir(d.env.State)) + "-" + d.name
 }
 
-func (d *Docker) start(r Release) error {
-	log, err := os.OpenFile(d.logFile(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	d.cmd = exec.Command(r.dockerd(), "--config-file", d.config)
-	d.cmd.Stdout, d.cmd.Stderr = log, log
+func (d *Docker) start(r Release) (err error) {
+	cmd := exec.Command(r.dockerd(), "--config-file", d.config)
 	path := slices.Concat([]string{filepath.Join(d.data, "bin"), d.env.Bin}, r.path, []string{"/usr/sbin", "/usr/bin", "/sbin", "/bin"})
-	d.cmd.Env = append(os.Environ(), "PATH="+strings.Join(path, ":"), "KATA_CONF_FILE="+d.env.Config)
-	d.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	if err := d.cmd.Start(); err != nil {
-		return fmt.Errorf("start dockerd: %w", err)
-	}
-	d.exited = make(chan error, 1)
-	go func() { d.exited <- d.cmd.Wait() }() // Stop waits for it
-	return nil
+	cmd.Env = append(os.Environ(), "PATH="+strings.Join(path, ":"), "KATA_CONF_FILE="+d.env.Config)
+	d.process, err = daemon.Start(cmd, "dockerd", d.logFile())
+	return err
 }
 
-func (d *Docker) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
-	defer cancel()
-	for {
-		out, err := d.Command(ctx, "version").CombinedOutput()
-		if err == nil {
-			return nil
-		}
-		select {
-		case end := <-d.exited:
-			d.exited <- end
-			return fmt.Errorf("dockerd ended: %w\n%s", end, d.Log())
-		case <-ctx.Done():
-			return fmt.Errorf("dockerd does not answer: %w: %s\n%s", err, out, d.Log())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+// ask finds out whether the daemon answers.
+func (d *Docker) ask(ctx context.Context) ([]byte, error) {
+	return d.Command(ctx, "version").CombinedOutput()
 }
 
 func (d *Docker) logFile() string { return filepath.Join(d.data, "log") }
 
 // Log returns the last of what dockerd has said that was more than a remark.
-func (d *Docker) Log() string {
-	const most = 8 << 10
-	b, err := os.ReadFile(d.logFile())
-	if err != nil {
-		return err.Error()
-	}
-	var said strings.Builder
-	for line := range strings.Lines(string(b)) {
-		if !strings.Contains(line, "level=info") && !strings.Contains(line, "level=debug") {
-			said.WriteString(line)
-		}
-	}
-	return said.String()[max(0, said.Len()-most):]
-}
+func (d *Docker) Log() string { return daemon.Said(d.logFile()) }
 
 // Stop ends the daemon in good order, and removes the bridge, which it leaves.
 func (d *Docker) Stop() error {
-	if err := d.cmd.Process.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("end dockerd: %w", err)
-	}
-	select {
-	case end := <-d.exited:
-		if _, ok := errors.AsType[*exec.ExitError](end); end != nil && !ok {
-			return fmt.Errorf("wait for dockerd: %w", end)
-		}
-	case <-time.After(readyTimeout):
-		return fmt.Errorf("dockerd does not end:\n%s", d.Log())
+	if err := d.process.End(unix.SIGTERM); err != nil {
+		return err
 	}
 	var errs []error
 	if out, err := exec.Command("ip", "link", "delete", "docker0").CombinedOutput(); err != nil {
