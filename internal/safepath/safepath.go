@@ -100,6 +100,10 @@ func openat2(dir int, name string, how *unix.OpenHow) (int, error) {
 // missing above it, with the given permission bits. As for a program in there, a
 // symbolic link stands for where it points to, even if that is still to be made.
 func MkdirAll(root *os.File, name string, perm uint32) (*os.File, error) {
+	// Mostly it is there. By 9p the host is asked for each name that is looked at.
+	if dir, err := open(root, name, unix.O_PATH|unix.O_DIRECTORY); err == nil {
+		return dir, nil
+	}
 	dir, base, err := Parent(root, name, perm)
 	if err != nil {
 		return nil, err
@@ -190,7 +194,14 @@ func (w *walk) run() (*os.File, string, error) {
 		next := w.todo[0]
 		last := len(w.todo) == 1
 		w.todo = w.todo[1:]
-		target, err := w.link(dir, next)
+		var made *os.File
+		var target string
+		if !last && next != ".." {
+			made, _ = openEntry(dir, next, unix.O_PATH|unix.O_DIRECTORY) // nil: it is no directory yet
+		}
+		if made == nil {
+			target, err = w.link(dir, next)
+		}
 		switch {
 		case err != nil:
 			_ = dir.Close()
@@ -206,20 +217,20 @@ func (w *walk) run() (*os.File, string, error) {
 		case last && next != "..":
 			return dir, next, nil
 		}
-		if next != "" && next != ".." {
-			made, err := mkdirAt(dir, next, w.perm)
-			if err != nil {
+		if made == nil && next != "" && next != ".." {
+			if made, err = mkdirAt(dir, next, w.perm); err != nil {
 				_ = dir.Close()
 				return nil, "", err
 			}
-			_ = made.Close()
 		}
 		if next != "" {
 			w.done += "/" + next
 		}
 		// From the root anew, for the kernel to keep the walk below it.
 		_ = dir.Close()
-		if dir, err = open(w.root, w.done, unix.O_PATH|unix.O_DIRECTORY); err != nil {
+		dir, err = open(w.root, w.done, unix.O_PATH|unix.O_DIRECTORY)
+		_ = made.Close() // only now: what is open the kernel knows; nil is none
+		if err != nil {
 			return nil, "", err
 		}
 		if last {
