@@ -246,7 +246,7 @@ func (s *Sandbox) Begin(ctx context.Context, timeout time.Duration) (_ context.C
 	}, nil
 }
 
-// die ends the sandbox because of err. Only the first call counts.
+// die ends the sandbox because of err, and its machine. Only the first call counts.
 func (s *Sandbox) die(err error) {
 	s.mu.Lock()
 	first := s.death == nil
@@ -264,6 +264,11 @@ func (s *Sandbox) die(err error) {
 	s.endLife()
 	for _, c := range s.list() {
 		c.finish(report.Exit{Code: report.LostCode, At: time.Now(), Reason: s.deathReason()})
+	}
+	// A guest that hangs for want of its files, or does as it likes, would hold up
+	// those who wait for the end of its output.
+	if !closing && s.machine != nil {
+		s.machine.Kill(s.life)
 	}
 }
 

@@ -207,6 +207,19 @@ func TestDamagedImage(t *testing.T) {
 	}
 }
 
+// TestRelativeConfig: the configuration's path is the caller's, though kata-proxy
+// runs in another directory.
+func TestRelativeConfig(t *testing.T) {
+	t.Parallel()
+	e := installation(t, "")
+	cmd := e.Command(t.Context(), "kata", "--config", filepath.Base(e.Config), "run", "--rm", "--network", "none", busybox, "echo", "well")
+	cmd.Dir = filepath.Dir(e.Config)
+	cmd.Env = os.Environ()
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "well\n" {
+		t.Errorf("%v, %q", err, out)
+	}
+}
+
 // TestImagesAreRemoved: by name or id, with what only they need.
 func TestImagesAreRemoved(t *testing.T) {
 	t.Parallel()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -223,12 +224,59 @@ func TestVMMKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	if took := time.Since(killed); took > 2*time.Second {
+	if took := time.Since(killed); took > 10*time.Second {
 		t.Errorf("the caller was told after %s", took)
 	} else {
 		t.Logf("the caller was told after %s", took)
 	}
 	if code := cmd.ProcessState.ExitCode(); code == 0 || !strings.Contains(errOut.String(), "virtual machine died") {
+		t.Errorf("exit code %d, stderr %q", code, errOut.String())
+	}
+}
+
+// TestFileServerKilled: the death of virtiofsd ends the sandbox, with the reason.
+func TestFileServerKilled(t *testing.T) {
+	t.Parallel()
+	if !hasVirtiofsd() {
+		t.Log("virtiofsd is missing: the share is 9p only")
+		return
+	}
+	e := sharedBy(t, "virtio-fs")
+	cmd := e.Command(t.Context(), "kata", "run", "--rm", "--name", "fs-killed", "--network", "none", busybox, "sh", "-c", "echo ready; sleep 1000")
+	var out, errOut harness.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	harness.Poll(t, "it runs", func() bool { return out.String() == "ready\n" })
+	killed := false
+	id := find(t, "fs-killed")
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range lines {
+		line, err := os.ReadFile(file)
+		program, args, _ := strings.Cut(string(line), "\x00")
+		if err != nil || filepath.Base(program) != "virtiofsd" || !strings.Contains(args, id) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		killed = unix.Kill(pid, unix.SIGKILL) == nil || killed
+	}
+	if !killed {
+		t.Error("no virtiofsd was found")
+		_ = cmd.Process.Signal(os.Interrupt)
+	}
+	began := time.Now()
+	_ = cmd.Wait()
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the caller was told after %s", took)
+	}
+	if code := cmd.ProcessState.ExitCode(); code == 0 || !strings.Contains(errOut.String(), "file server of the sandbox ended: killed by signal 9") {
 		t.Errorf("exit code %d, stderr %q", code, errOut.String())
 	}
 }
