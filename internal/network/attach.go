@@ -316,7 +316,7 @@ func (a *Attachment) place(l netlink.Link) (*nic, error) {
 	}
 	if free == nil {
 		return nil, fmt.Errorf("interface %s came after the virtual machine was made, which has no network device left for it (it has %d): "+
-			"connect the container to all of its networks before it is created: %w", l.Attrs().Name, len(a.nics), ErrUnsupported)
+			"connect the container to fewer networks or, where the engine can, to all of them before it is created: %w", l.Attrs().Name, len(a.nics), ErrUnsupported)
 	}
 	return free, free.join(l)
 }
