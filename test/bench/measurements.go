@@ -103,6 +103,16 @@ func measurements() []measurement {
 			measure: execute,
 		},
 		measurement{
+			Section: result.Section{
+				Name: "verbs", Title: "Verbs of the OCI command line", Upright: true,
+				About: "Each until it has ended, of a container without anything else below its `--root`. " +
+					"It is created, started and looked at; `exec` runs a static program of 150 bytes; it is killed, and deleted when it has stopped. `run` is of one that writes a word and ends.",
+			},
+			fronts: []string{subject.OCI}, full: 15, quick: 5,
+			units:   verbUnits(),
+			measure: verbs,
+		},
+		measurement{
 			Section: result.Section{Name: "stdout", Title: "Standard output", About: fmt.Sprintf("`dd` writes %d MiB in blocks of 1 MiB, through an exec, into a pipe.", streamMiB)},
 			fronts:  []string{subject.CLI, subject.Ctr, subject.OCI}, standing: 1, full: 5, quick: 2,
 			units:   []result.Unit{{Name: "rate", What: "from the first byte to the last", Unit: "MB/s", More: true}},
@@ -148,6 +158,24 @@ func start(ctx context.Context, t trial) (figures, error) {
 	}
 	after, err := t.run.cpu()
 	return figures{"first": s.First, "wall": s.Whole, "cpu": after - before}, err
+}
+
+// verbUnits has a figure for each verb.
+func verbUnits() []result.Unit {
+	var list []result.Unit
+	for _, v := range subject.Verbs() {
+		list = append(list, result.Unit{Name: v, What: v, Unit: "ms"})
+	}
+	return list
+}
+
+func verbs(ctx context.Context, t trial) (figures, error) {
+	times, err := t.VerbTimes(ctx)
+	f := figures{}
+	for v, s := range times {
+		f[v] = 1000 * s
+	}
+	return f, err
 }
 
 func agent(ctx context.Context, t trial) (figures, error) {

@@ -78,6 +78,9 @@ var inTable = []string{"failed", "owner", "agent"} //nolint:gochecknoglobals // 
 func charts(r *result.Report) []picture {
 	var list []picture
 	for _, s := range r.Sections {
+		if s.Upright {
+			continue
+		}
 		for _, f := range r.Figures {
 			if f.Measurement != s.Name || slices.Contains(inTable, f.Name) {
 				continue

@@ -38,6 +38,10 @@ func (r *Report) Markdown(b Budget, plots func(Section) []string) string {
 		if family = s.Family; family != "" {
 			fmt.Fprintf(&out, "\n### %s\n", s.Title)
 		}
+		if s.Upright {
+			r.upright(&out, s.Name, figures)
+			continue
+		}
 		r.table(&out, s.Name, figures)
 	}
 	if len(r.Skipped) > 0 {
@@ -96,6 +100,47 @@ func (r *Report) units(measurement string) []Figure {
 		}
 	}
 	return list
+}
+
+// upright writes one line for each figure.
+func (r *Report) upright(out *strings.Builder, measurement string, units []Figure) {
+	var subjects []string
+	compared := map[string]bool{} // subjects with a ratio
+	for _, f := range r.Figures {
+		if f.Measurement == measurement {
+			compared[f.Subject] = compared[f.Subject] || f.To != ""
+			if !slices.Contains(subjects, f.Subject) {
+				subjects = append(subjects, f.Subject)
+			}
+		}
+	}
+	head := []string{"", "n"}
+	for _, s := range subjects {
+		head = append(head, s)
+		if compared[s] {
+			head = append(head, "× runc")
+		}
+	}
+	fmt.Fprintf(out, "\n| %s |\n|%s\n", strings.Join(head, " | "), strings.Repeat("---|", len(head)))
+	for _, u := range units {
+		n := 0
+		var cells []string
+		for _, s := range subjects {
+			median, ratio := "", ""
+			if f := r.find(measurement, u.Name, s); f != nil {
+				n = max(n, f.Stats.N)
+				median = Number(f.Stats.Median)
+				if f.To != "" {
+					ratio = Number(f.Ratio)
+				}
+			}
+			cells = append(cells, median)
+			if compared[s] {
+				cells = append(cells, ratio)
+			}
+		}
+		fmt.Fprintf(out, "| %s, %s | %d | %s |\n", u.What, u.Unit, n, strings.Join(cells, " | "))
+	}
 }
 
 // table writes one line for each subject.

@@ -39,6 +39,9 @@ type Section struct {
 	Family string `json:"family,omitempty"`
 	// About explains what is measured.
 	About string `json:"about,omitempty"`
+	// Upright tells that the table has a line for each figure and columns for the
+	// subjects, and that there are no pictures: of many figures.
+	Upright bool `json:"upright,omitempty"`
 }
 
 // Skip is a subject, or a part of one, that was left out.

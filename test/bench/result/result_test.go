@@ -217,6 +217,28 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
+// An upright table has a line for each figure, also for one that a subject lacks.
+func TestUpright(t *testing.T) {
+	r := &Report{Sections: []Section{{Name: "verbs", Title: "Verbs", Upright: true}}}
+	for _, s := range []string{"crun", "kata", "runc"} {
+		r.Add("verbs", Unit{Name: "a", What: "a", Unit: "ms"}, s, Sample{0, 10})
+		if s != "crun" {
+			r.Add("verbs", Unit{Name: "b", What: "b", Unit: "ms"}, s, Sample{0, 30})
+		}
+	}
+	r.Complete(func(string) string { return "runc" }, strings.Compare)
+	got := r.Markdown(Budget{}, func(Section) []string { return nil })
+	for _, want := range []string{
+		"|  | n | crun | × runc | kata | × runc | runc |\n|---|---|---|---|---|---|---|\n",
+		"| a, ms | 1 | 10 | 1 | 10 | 1 | 10 |\n",
+		"| b, ms | 1 |  |  | 30 | 1 | 30 |\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+}
+
 func TestNumber(t *testing.T) {
 	for want, v := range map[string]float64{"0": 0, "0.012": 0.0123, "1.30": 1.3, "3": 3, "12.3": 12.34, "50": 50, "1234": 1234.4} {
 		if got := Number(v); got != want {

@@ -142,6 +142,7 @@ func (e *engine) close() error {
 type ctr struct {
 	*engine
 	tool tool
+	root string // of the runtime's state
 }
 
 func (c *ctr) once(ctx context.Context) (Start, error) {
@@ -167,7 +168,7 @@ func (c *ctr) run(ctx context.Context, id string, flags []string, command ...str
 	if c.tool.env != nil {
 		args = append(args, "--runtime-config-path", c.tool.env.Config)
 	} else {
-		args = append(args, "--runc-binary", c.tool.binary, "--runc-root", c.rig.roots(c.tool)+"-ctr")
+		args = append(args, "--runc-binary", c.tool.binary, "--runc-root", c.root)
 	}
 	return c.Ctr(ctx, append(append(args, c.image, id), command...)...)
 }

@@ -9,10 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/seed-efd44b36/kata/test/harness"
 )
 
 // bundles makes bundles with one root file system, which is read-only.
@@ -68,14 +66,33 @@ func (b *bundles) make(id string, command []string) (string, error) {
 type oci struct {
 	*bundles
 	tool tool
+	root string // of its state
 }
 
 // command prepares one of the runtime, kata's or another.
 func (o *oci) command(ctx context.Context, args ...string) *exec.Cmd {
+	args = append([]string{"--root", o.root}, args...)
 	if o.tool.env != nil {
 		return o.tool.env.Command(ctx, "kata-runtime", args...)
 	}
-	return exec.CommandContext(ctx, o.tool.binary, append([]string{"--root", o.rig.roots(o.tool)}, args...)...)
+	return exec.CommandContext(ctx, o.tool.binary, args...)
+}
+
+// leave runs a command that leaves a container running, which has its output: a
+// file of the bundle, as a pipe would stay open as long as the container.
+func (o *oci) leave(ctx context.Context, dir string, args ...string) error {
+	said, err := os.OpenFile(filepath.Join(dir, "said"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer said.Close()
+	cmd := o.command(ctx, args...)
+	cmd.Stdout, cmd.Stderr = said, said
+	if err := cmd.Run(); err != nil {
+		text, _ := os.ReadFile(said.Name())
+		return fmt.Errorf("%s: %w: %s", oneLine(cmd.String()), err, text)
+	}
+	return nil
 }
 
 func (o *oci) once(ctx context.Context) (Start, error) {
@@ -88,63 +105,18 @@ func (o *oci) once(ctx context.Context) (Start, error) {
 }
 
 func (o *oci) stay(ctx context.Context) (Container, error) {
-	c := &ociContainer{oci: o, id: o.rig.next()}
-	if o.tool.env != nil {
-		return c, c.attach(ctx)
-	}
+	c := &ociContainer{o, o.rig.next()}
 	dir, err := o.make(c.id, []string{"sleep", "100000"})
 	if err != nil {
 		return nil, err
 	}
-	// A pipe would stay open as long as the container: what it says goes to a file.
-	said, err := os.OpenFile(filepath.Join(dir, "said"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer said.Close()
-	cmd := o.command(ctx, "run", o.tool.detach, "--bundle", dir, c.id)
-	cmd.Stderr = said
-	if err := cmd.Run(); err != nil {
-		text, _ := os.ReadFile(said.Name())
-		return nil, fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, text)
-	}
-	return c, nil
+	return c, o.leave(ctx, dir, "run", "--detach", "--bundle", dir, c.id)
 }
 
-// ociContainer is one of `run --detach`, or of `kata-runtime run`, whose process
-// stays beside it.
+// ociContainer is one of `run --detach`.
 type ociContainer struct {
 	*oci
-	id    string
-	run   *exec.Cmd
-	stdin io.Closer
-}
-
-// attach starts a container that ends with its input.
-func (c *ociContainer) attach(ctx context.Context) error {
-	dir, err := c.make(c.id, []string{"sh", "-c", "echo started; exec cat"})
-	if err != nil {
-		return err
-	}
-	c.run = c.command(context.WithoutCancel(ctx), "run", "--bundle", dir, c.id)
-	var said harness.Buffer
-	c.run.Stderr = &said
-	if c.stdin, err = c.run.StdinPipe(); err != nil {
-		return err
-	}
-	out, err := c.run.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := c.run.Start(); err != nil {
-		return err
-	}
-	if n, err := out.Read(make([]byte, 16)); n == 0 {
-		_ = out.Close()
-		err = errors.Join(err, c.stdin.Close(), c.run.Wait())
-		return fmt.Errorf("kata-runtime run: %w: %s", err, said.String())
-	}
-	return nil
+	id string
 }
 
 // Exec implements [Container].
@@ -154,8 +126,5 @@ func (c *ociContainer) Exec(ctx context.Context, out io.Writer, command ...strin
 
 // Remove implements [Container].
 func (c *ociContainer) Remove(ctx context.Context) error {
-	if c.run != nil {
-		return errors.Join(c.stdin.Close(), c.run.Wait())
-	}
 	return finish(c.command(context.WithoutCancel(ctx), "delete", "--force", c.id))
 }

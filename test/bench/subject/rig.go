@@ -220,13 +220,13 @@ func (r *Rig) find(ctx context.Context, o Options) ([]*Subject, error) {
 			s := &Subject{Runtime: c.runtime.name, Front: name}
 			switch name {
 			case Ctr:
-				s.front = &ctr{r.engine, c.tool}
+				s.front = &ctr{r.engine, c.tool, r.root(s)}
 			case CRI:
 				s.front = &pods{r.engine, c.runtime.name}
 			case CLI:
 				s.front = &cli{r, c.tool.env}
 			case OCI:
-				s.front = &oci{bundles, c.tool}
+				s.front = &oci{bundles, c.tool, r.root(s)}
 			}
 			list = append(list, s)
 		}
@@ -296,9 +296,9 @@ func (r *Rig) unmount() error {
 	return errors.Join(errs...)
 }
 
-// roots is where a runtime with runc's command line keeps its state.
-func (r *Rig) roots(t tool) string {
-	return filepath.Join(filepath.Dir(r.env.State), filepath.Base(t.binary))
+// root is where a subject with runc's command line keeps its state.
+func (r *Rig) root(s *Subject) string {
+	return filepath.Join(filepath.Dir(r.env.State), s.Runtime+"-"+s.Front)
 }
 
 // finish runs a command to its end, which has to be a success.

@@ -32,8 +32,8 @@ type tool struct {
 	env *harness.Env
 	// binary is the program, about is what it says of its version.
 	binary, about string
-	// detach is the flag of its run command.
-	detach string
+	// without are the verbs that it does not have.
+	without []string
 }
 
 // gvisor is the version of the Go module that runsc-go is built from. It is one
@@ -53,15 +53,15 @@ func runtimes() []runtime {
 		{"kata-warm", []string{Ctr, CRI, OCI, CLI}, "", kata(setting{"factory", "enable_template", "true"}, setting{"factory", "vm_cache_number", "4"})},
 		{"kata-warm-1", []string{Ctr}, fewer, kata(setting{"factory", "enable_template", "true"}, setting{"factory", "vm_cache_number", "1"})},
 		{"kata-tuned", []string{Ctr, CLI}, fewer, tuned(setting{"factory", "enable_template", "true"})},
-		{"runc", []string{Ctr, CRI, OCI}, "", packaged("runc", "--detach", "exec runc \"$@\"")},
+		{"runc", []string{Ctr, CRI, OCI}, "", packaged("runc", nil, "exec runc \"$@\"")},
 		// It refuses a host that has cgroups of version 2 beside those of version 1.
-		{"crun", []string{Ctr, CRI, OCI}, "", packaged("crun", "--detach", `if mountpoint -q /sys/fs/cgroup/unified; then
+		{"crun", []string{Ctr, CRI, OCI}, "", packaged("crun", []string{"events"}, `if mountpoint -q /sys/fs/cgroup/unified; then
 	exec unshare -m --propagation slave sh -c 'umount /sys/fs/cgroup/unified; exec crun "$@"' crun "$@"
 fi
 exec crun "$@"`)},
 		// Without the right to make network devices, and with cgroups of version 1, it
 		// does not run but so.
-		{"runsc-debian", []string{Ctr, OCI}, noPods, packaged("runsc", "-detach", `exec runsc --platform=ptrace --network=none --ignore-cgroups "$@"`)},
+		{"runsc-debian", []string{Ctr, OCI}, noPods, packaged("runsc", []string{"update"}, `exec runsc --platform=ptrace --network=none --ignore-cgroups "$@"`)},
 		{"runsc-go", []string{Ctr, OCI}, noPods, runscGo},
 	}
 }
@@ -121,13 +121,13 @@ func tuned(settings ...setting) func(context.Context, *Rig) (tool, error) {
 
 // packaged prepares a program of a Debian package of the same name, behind a
 // script that makes it run here.
-func packaged(name, detach, script string) func(context.Context, *Rig) (tool, error) {
+func packaged(name string, without []string, script string) func(context.Context, *Rig) (tool, error) {
 	return func(ctx context.Context, r *Rig) (tool, error) {
 		if _, err := exec.LookPath(name); err != nil {
 			return tool{}, fmt.Errorf("not installed: apt-get install %s", name)
 		}
 		binary, err := r.script(name+"-debian", script)
-		return tool{binary: binary, detach: detach, about: version(ctx, name)}, err
+		return tool{binary: binary, without: without, about: version(ctx, name)}, err
 	}
 }
 
@@ -142,7 +142,7 @@ func runscGo(ctx context.Context, r *Rig) (tool, error) {
 		return tool{}, err
 	}
 	binary, err := r.script("runsc-go", "exec "+filepath.Join(dir, "bin", "runsc")+` --platform=systrap --network=none --ignore-cgroups "$@"`)
-	return tool{binary: binary, detach: "-detach", about: "runsc " + gvisor + " (systrap)"}, err
+	return tool{binary: binary, without: []string{"update"}, about: "runsc " + gvisor + " (systrap)"}, err
 }
 
 // version is the first line that a program says of itself.
