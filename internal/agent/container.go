@@ -13,6 +13,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
+	"github.com/seed-efd44b36/kata/internal/agent/await"
 	"github.com/seed-efd44b36/kata/internal/agent/cgroup"
 	"github.com/seed-efd44b36/kata/internal/agent/jail"
 	"github.com/seed-efd44b36/kata/internal/agent/mirror"
@@ -208,8 +209,11 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 				a.log.Warn("the root will be slower than it could be", "container", c.id, "err", err)
 				return
 			}
-			defer kept.Close()
+			if await.Pause(c.life, quietTime) == nil {
+				kept = kept.More()
+			}
 			<-c.life.Done()
+			kept.Close()
 		})
 	}
 	c.work.Go(func() {
