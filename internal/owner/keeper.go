@@ -96,7 +96,7 @@ func begin(ctx context.Context, r Request, o sandbox.Warm) (_ *keeper, err error
 		return nil, err
 	}
 	k := &keeper{}
-	if k.sb, k.log, err = Open(Options{ID: warm.NewID(r.Key), Config: r.Config, HostMounts: mounts}); err != nil {
+	if k.sb, k.log, err = open(Options{ID: warm.NewID(r.Key), Config: r.Config, HostMounts: mounts}); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/seed-efd44b36/kata/internal/cleanup"
@@ -24,6 +25,7 @@ import (
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/seed-efd44b36/kata/internal/vmm"
 	"github.com/seed-efd44b36/kata/internal/vmm/qemu"
+	"github.com/seed-efd44b36/kata/internal/warm"
 )
 
 // LogFile is the owner's log in the sandbox's directory.
@@ -42,9 +44,23 @@ type Options struct {
 	Start *timeline.Start
 }
 
-// Open makes the sandbox and its log, which becomes the standard error of the
-// process as well, so that a crash of it can be found there.
+// makerPrefix is what the names of machines that become templates begin with.
+const makerPrefix = "template-"
+
+// errReserved is that a user's name could be that of a machine of our own.
+var errReserved = fmt.Errorf("names that begin with %q or %q are those of machines that kata keeps for itself; choose another one", warm.Prefix, makerPrefix)
+
+// Open makes the sandbox of a user and its log, which becomes the standard error of
+// the process as well, so that a crash of it can be found there.
 func Open(o Options) (*sandbox.Sandbox, *slog.Logger, error) {
+	if IsClone(o.ID) || strings.HasPrefix(o.ID, makerPrefix) {
+		return nil, nil, errors.Join(fmt.Errorf("create sandbox %s: %w", o.ID, errReserved), o.HostMounts.Close())
+	}
+	return open(o)
+}
+
+// open is Open for any name.
+func open(o Options) (*sandbox.Sandbox, *slog.Logger, error) {
 	var out lateWriter
 	level := slog.LevelInfo
 	if o.Config.Runtime.Debug {

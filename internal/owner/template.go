@@ -290,7 +290,7 @@ func save(ctx context.Context, conf config.Config, o sandbox.Save) (err error) {
 	if err != nil {
 		return err
 	}
-	sb, _, err := Open(Options{ID: "template-" + rand.Text()[:12], Config: conf, HostMounts: mounts})
+	sb, _, err := open(Options{ID: makerPrefix + rand.Text()[:12], Config: conf, HostMounts: mounts})
 	if err != nil {
 		return err
 	}

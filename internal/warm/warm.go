@@ -38,8 +38,10 @@ import (
 // ErrNone is that no clone of the kind waits.
 var ErrNone = errors.New("no warm clone waits")
 
+// Prefix is what the names of clones begin with.
+const Prefix = "warm-"
+
 const (
-	prefix     = "warm-"
 	socketFile = "claim.sock"
 	// version is that of what the two processes say to each other.
 	version = 1
@@ -136,11 +138,11 @@ func (e end) exit() supervise.Exit {
 }
 
 // NewID returns the id of a new clone of the kind that the key stands for.
-func NewID(key string) string { return prefix + key + "-" + strings.ToLower(rand.Text()[:8]) }
+func NewID(key string) string { return Prefix + key + "-" + strings.ToLower(rand.Text()[:8]) }
 
 // IsClone tells whether an id is that of a clone, which has a sandbox's directory and
 // is none.
-func IsClone(id string) bool { return strings.HasPrefix(id, prefix) }
+func IsClone(id string) bool { return strings.HasPrefix(id, Prefix) }
 
 // Clone is a clone that was claimed. It is its machine's vmm.Process.
 type Clone struct {
@@ -161,7 +163,7 @@ type Clone struct {
 // Claim takes a clone of the kind, of those that have their directories in dir. The
 // error wraps ErrNone when there is none. want is how many are to wait afterwards.
 func Claim(ctx context.Context, dir, key string, want int) (*Clone, error) {
-	socks, err := filepath.Glob(filepath.Join(dir, prefix+key+"-*", socketFile))
+	socks, err := filepath.Glob(filepath.Join(dir, Prefix+key+"-*", socketFile))
 	if err != nil {
 		return nil, fmt.Errorf("claim a warm clone: %w", err)
 	}
@@ -359,11 +361,11 @@ type Waiting struct {
 
 // List returns the clones that wait, of those that have their directories in dir.
 func List(dir string) []Waiting {
-	socks, _ := filepath.Glob(filepath.Join(dir, prefix+"*", socketFile)) // a constant pattern
+	socks, _ := filepath.Glob(filepath.Join(dir, Prefix+"*", socketFile)) // a constant pattern
 	var out []Waiting
 	for _, sock := range socks {
 		id := filepath.Base(filepath.Dir(sock))
-		key, _, _ := strings.Cut(strings.TrimPrefix(id, prefix), "-")
+		key, _, _ := strings.Cut(strings.TrimPrefix(id, Prefix), "-")
 		if info, err := os.Lstat(sock); err == nil && kept(filepath.Dir(sock)) {
 			out = append(out, Waiting{ID: id, Key: key, Since: info.ModTime()})
 		}
