@@ -212,7 +212,7 @@ func (r *run) prepare(ctx context.Context, args []string) (err error) {
 // boot starts the sandbox and writes the files that depend on its network.
 func (r *run) boot(ctx context.Context) (err error) {
 	r.client, err = proxy.Spawn(ctx, proxy.SpawnOptions{
-		ID: r.record.ID, StateDir: r.conf.Runtime.StateDir, ConfigPath: r.configPath,
+		ID: r.record.ID, Config: r.conf, ConfigPath: r.configPath,
 	})
 	if err != nil {
 		return err

@@ -43,6 +43,9 @@ const (
 	firstForeignFD = 3
 )
 
+// lastWords is how much of a log is shown, in bytes.
+const lastWords = 2000
+
 // Client talks to one kata-proxy.
 type Client struct {
 	proxyv1.ProxyService
@@ -57,13 +60,14 @@ type Client struct {
 type SpawnOptions struct {
 	// ID of the sandbox.
 	ID string
-	// StateDir as configured; ConfigPath is handed on as it is.
-	StateDir, ConfigPath string
+	// Config is the caller's; kata-proxy reads it again, from ConfigPath.
+	Config     config.Config
+	ConfigPath string
 }
 
 // Spawn starts a kata-proxy for a new sandbox and connects to it. The caller
 // owns the sandbox: if it ends, or calls Close, the sandbox ends. The error is
-// kata-proxy's own when it could not start.
+// kata-proxy's own when it could not start, and nothing is left of it then.
 func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
 	if err := sandbox.CheckID(o.ID); err != nil {
 		return nil, err
@@ -117,21 +121,32 @@ func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
 		return nil, fmt.Errorf("start kata-proxy: %w", err)
 	}
 	_ = cmd.Process.Release()
+	// One that has told why has removed what it had made.
+	abandon := func(err error) error {
+		_ = ownerW.Close() // by which it ends, should it live
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyTimeout)
+		defer cancel()
+		if _, cerr := AwaitEnd(ctx, o.Config, o.ID); cerr != nil {
+			err = fmt.Errorf("%w; and what it left is not removed: %w", err, cerr)
+		}
+		return err
+	}
 	if err := readyR.SetReadDeadline(time.Now().Add(readyTimeout)); err != nil {
-		return nil, errors.Join(fmt.Errorf("start kata-proxy: %w", err), ownerW.Close())
+		return nil, abandon(fmt.Errorf("start kata-proxy: %w", err))
 	}
 	answer, err := io.ReadAll(io.LimitReader(readyR, 64<<10))
 	if text := strings.TrimSpace(string(answer)); err != nil || text != "ok" {
-		_ = ownerW.Close()
 		if text != "" {
+			_ = ownerW.Close()
 			return nil, errors.New(text)
 		}
-		return nil, fmt.Errorf("start kata-proxy: it ended without a word (%w); see %s", orEOF(err), filepath.Join(o.StateDir, o.ID, owner.LogFile))
+		// Its log goes with the rest.
+		said, _ := os.ReadFile(filepath.Join(o.Config.Runtime.StateDir, o.ID, owner.LogFile))
+		return nil, abandon(fmt.Errorf("start kata-proxy: it ended without a word (%w); its log: %q", orEOF(err), said[max(0, len(said)-lastWords):]))
 	}
-	c, err := Dial(ctx, o.StateDir, o.ID)
+	c, err := Dial(ctx, o.Config.Runtime.StateDir, o.ID)
 	if err != nil {
-		_ = ownerW.Close()
-		return nil, err
+		return nil, abandon(err)
 	}
 	c.owner = ownerW
 	return c, nil

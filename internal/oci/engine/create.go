@@ -20,8 +20,8 @@ import (
 	"github.com/seed-efd44b36/kata/internal/oci/pods"
 	"github.com/seed-efd44b36/kata/internal/oci/record"
 	"github.com/seed-efd44b36/kata/internal/owner"
-	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/pod"
+	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/spec"
 	"github.com/seed-efd44b36/kata/internal/timeline"
 	"github.com/spf13/cobra"
@@ -208,11 +208,14 @@ func (b *birth) boot(ctx context.Context) (err error) {
 	if err := owner.Prepare(ctx, b.a.Conf, slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
-	b.client, err = proxy.Spawn(ctx, proxy.SpawnOptions{ID: b.place.sandbox, StateDir: conf.StateDir, ConfigPath: b.a.ConfigPath})
+	b.client, err = proxy.Spawn(ctx, proxy.SpawnOptions{ID: b.place.sandbox, Config: b.a.Conf, ConfigPath: b.a.ConfigPath})
 	if err != nil {
 		return err
 	}
-	b.undo.Push("sandbox", b.client.End)
+	b.undo.Push("sandbox", func(ctx context.Context) error {
+		// Should kata-proxy have died, what it left is removed here.
+		return errors.Join(b.client.End(ctx), b.a.collect(ctx, b.place.sandbox))
+	})
 	limits, err := pod.Resources(b.spec)
 	if err != nil {
 		return err
