@@ -24,7 +24,7 @@ func OCI() oci.Features {
 	yes, no := true, false
 	return oci.Features{
 		OCIVersionMin: "1.0.0", OCIVersionMax: specs.Version,
-		Hooks: []string{"prestart", "createRuntime", "poststart", "poststop"},
+		Hooks: []string{"prestart", "createRuntime", "startContainer", "poststart", "poststop"},
 		MountOptions: []string{
 			"bind", "rbind", "ro", "rro", "rw", "nosuid", "nodev", "noexec", "noatime", "relatime", "private", "rprivate", "slave", "rslave",
 		},

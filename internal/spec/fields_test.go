@@ -50,7 +50,7 @@ func classes() map[string]class {
 		"hooks.prestart":        onHost,
 		"hooks.createRuntime":   onHost,
 		"hooks.createContainer": refused,
-		"hooks.startContainer":  refused,
+		"hooks.startContainer":  inGuest,
 		"hooks.poststart":       onHost,
 		"hooks.poststop":        onHost,
 
@@ -117,6 +117,7 @@ func samples() map[string]string {
 		"hooks.createRuntime.path":    "/x",
 		"hooks.poststart.path":        "/x",
 		"hooks.poststop.path":         "/x",
+		"hooks.startContainer.path":   "/bin/x",
 		"linux.namespaces.path":       "/run/netns/x",
 		"linux.namespaces.type":       "network",
 		"linux.devices.path":          "/dev/tty",
@@ -176,6 +177,9 @@ func checkField(t *testing.T, path string, want class, fill func(reflect.Value))
 		}
 	}
 	fill(reflect.ValueOf(s).Elem())
+	if h := s.Hooks; h != nil && len(h.StartContainer) > 0 && h.StartContainer[0].Path == "" {
+		h.StartContainer[0].Path = "/bin/x"
+	}
 	plan, err := Translate(s, options())
 	if want == refused {
 		if !errors.Is(err, ErrUnsupported) {

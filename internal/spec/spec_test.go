@@ -288,8 +288,8 @@ func TestRefused(t *testing.T) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "b", Major: 1, Minor: 3}}
 		}, ErrUnsupported, "linux.devices:"},
 		"hook in the container": {func(s *specs.Spec) {
-			s.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/bin/x"}}}
-		}, ErrUnsupported, "hooks.startContainer:"},
+			s.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/bin/x"}}}
+		}, ErrUnsupported, "hooks.createContainer:"},
 		"relative hook": {func(s *specs.Spec) {
 			s.Hooks = &specs.Hooks{Poststart: []specs.Hook{{Path: "x"}}}
 		}, ErrInvalid, "hooks.poststart:"},

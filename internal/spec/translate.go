@@ -3,6 +3,7 @@ package spec
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path"
 	"path/filepath"
 	"slices"
@@ -70,7 +71,9 @@ func (t *translation) whole(g *specs.Spec) {
 	t.hooks(g)
 	t.mounts(g)
 	t.linux(g)
-	g.Annotations = nil // they are for the host's tools
+	if g.Hooks == nil {
+		g.Annotations = nil // they are for the host's tools
+	}
 }
 
 func (t *translation) root(g *specs.Spec) {
@@ -94,12 +97,25 @@ func (t *translation) hostPath(p string) string {
 	return filepath.Join(t.opts.Bundle, p)
 }
 
+// bundleAnnotation has the path of the bundle, for the state that the guest gives to
+// hooks (internal/agent/jail).
+const bundleAnnotation = "bundle"
+
 func (t *translation) hooks(g *specs.Spec) {
 	h := g.Hooks
 	if h == nil {
 		return
 	}
 	g.Hooks = nil
+	if len(h.StartContainer) > 0 {
+		g.Hooks = &specs.Hooks{StartContainer: h.StartContainer}
+		// What the guest tells them of the container.
+		g.Annotations = maps.Clone(g.Annotations)
+		if g.Annotations == nil {
+			g.Annotations = map[string]string{}
+		}
+		g.Annotations[bundleAnnotation] = t.opts.Bundle
+	}
 	t.plan.Hooks = Hooks{
 		BeforeCreate: slices.Concat(h.Prestart, h.CreateRuntime), //nolint:staticcheck // engines still use it
 		AfterStart:   h.Poststart,
@@ -107,7 +123,7 @@ func (t *translation) hooks(g *specs.Spec) {
 	}
 	for field, list := range map[string][]specs.Hook{
 		"hooks.prestart": h.Prestart, "hooks.createRuntime": h.CreateRuntime, //nolint:staticcheck // as above
-		"hooks.poststart": h.Poststart, "hooks.poststop": h.Poststop,
+		"hooks.startContainer": h.StartContainer, "hooks.poststart": h.Poststart, "hooks.poststop": h.Poststop,
 	} {
 		for _, hook := range list {
 			if !filepath.IsAbs(hook.Path) {
@@ -118,12 +134,8 @@ func (t *translation) hooks(g *specs.Spec) {
 			}
 		}
 	}
-	for field, list := range map[string][]specs.Hook{
-		"hooks.createContainer": h.CreateContainer, "hooks.startContainer": h.StartContainer,
-	} {
-		if len(list) > 0 {
-			t.refuse(field, "%q is a program of the host and would have to run in the container's namespaces, which are in a virtual machine", list[0].Path)
-		}
+	if list := h.CreateContainer; len(list) > 0 {
+		t.refuse("hooks.createContainer", "%q is a program of the host and would have to run in the container's namespaces, which are in a virtual machine", list[0].Path)
 	}
 }
 

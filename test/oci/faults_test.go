@@ -193,6 +193,52 @@ func receive(t *testing.T, l *net.UnixListener) *os.File {
 	return os.NewFile(uintptr(fds[0]), "terminal")
 }
 
+// TestStartHooks has hooks that run in the container before its program. One that
+// fails ends it.
+func TestStartHooks(t *testing.T) {
+	for _, r := range runtimes(t) {
+		script := func(text string) specs.Hook {
+			return specs.Hook{Path: "/bin/busybox", Args: []string{"sh", "-c", text}, Env: []string{"PATH=/bin"}}
+		}
+		run := func(id string, hooks ...specs.Hook) (c *container, dir string, res result) {
+			dir = bundle(t, func(s *specs.Spec) {
+				s.Annotations = map[string]string{"of": "mine"}
+				s.Hooks = &specs.Hooks{StartContainer: hooks}
+				s.Mounts = append(s.Mounts, specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs"})
+			}, "cat", "/tmp/seen")
+			c = r.create(t, mark()+id, dir)
+			return c, dir, r.do(t, "start", c.id)
+		}
+		c, dir, res := run("-starthooks", script("cat > /tmp/seen"), script("hostname >> /tmp/seen"))
+		if res.code != 0 {
+			t.Fatalf("%s start: %s", r.name, res.errOut)
+		}
+		if code := c.end(t); code != 0 {
+			t.Errorf("%s: exit code %d", r.name, code)
+		}
+		<-c.read
+		var st specs.State
+		text := strings.TrimSuffix(c.out.String(), "verbs\n")
+		if err := json.Unmarshal([]byte(text), &st); err != nil || text == c.out.String() {
+			t.Fatalf("%s: %v: %q", r.name, err, c.out.String())
+		}
+		if st.ID != c.id || st.Bundle != dir || st.Pid != 1 || st.Status != specs.StateCreated || st.Annotations["of"] != "mine" {
+			t.Errorf("%s: got state %+v", r.name, st)
+		}
+		c, _, res = run("-starthookfails", script("echo no >&2; exit 3"))
+		// runc's start may have ended before its hooks have.
+		if r.name != "runc" && (res.code != 1 || !strings.Contains(res.errOut, "startContainer hook 0 (/bin/busybox)")) {
+			t.Errorf("%s start: got %+v", r.name, res)
+		}
+		if code := c.end(t); code == 0 {
+			t.Errorf("%s: exit code 0 after a hook that failed", r.name)
+		}
+		if status, _ := r.status(t, c.id); status != "stopped" {
+			t.Errorf("%s: %q after a hook that failed", r.name, status)
+		}
+	}
+}
+
 // TestHooks has a prestart hook that makes a network, as Docker's does, and hooks that
 // write down when they ran, and with which state.
 func TestHooks(t *testing.T) {

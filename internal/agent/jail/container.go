@@ -141,12 +141,21 @@ func (c *Container) prepare(ctx context.Context, b birth, p *inside.Plan, s Stdi
 // Init is the first process of the container. It exists as soon as the container.
 func (c *Container) Init() *Process { return c.init }
 
-// Start runs the program of the container's first process.
-func (c *Container) Start(ctx context.Context) error { return c.init.Start(ctx) }
+// Start runs the hooks of the spec and then the program of the container's first
+// process. If one fails, that has ended.
+func (c *Container) Start(ctx context.Context) error {
+	if err := c.runHooks(ctx); err != nil {
+		c.init.discard()
+		return err
+	}
+	return c.init.Start(ctx)
+}
 
 // ExecConfig is a further process of a container.
 type ExecConfig struct {
 	Process *specs.Process
+	// Program is the file to run; without it Process.Args[0] names the program.
+	Program string
 	Stdio   Stdio
 }
 
@@ -171,6 +180,7 @@ func (c *Container) exec(ctx context.Context, e ExecConfig) (*Process, error) {
 		process.OOMScoreAdj = c.spec.Process.OOMScoreAdj
 	}
 	plan := &inside.Plan{Process: newProcess(&bad, &process, linux)}
+	plan.Process.Program = e.Program
 	plan.Process.Filter, plan.Process.FilterFlags = c.filter, c.filterFlags
 	if e.Process.SelinuxLabel != "" {
 		bad.unsupported("process.selinuxLabel", "SELinux")

@@ -40,7 +40,7 @@ func newPlan(s *specs.Spec, join map[specs.LinuxNamespaceType]*Container) (*insi
 	if s.Hooks != nil {
 		h := s.Hooks
 		//nolint:staticcheck // Prestart is deprecated and has to be refused all the same
-		if len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0 {
+		if len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.Poststart)+len(h.Poststop) > 0 {
 			bad.unsupported("hooks", "programs of the host cannot be run in the guest")
 		}
 	}

@@ -34,7 +34,7 @@ func TestRefused(t *testing.T) {
 		{"relative root", func(s *specs.Spec) { s.Root.Path = "rootfs" }, "root.path", false},
 		{"no args", func(s *specs.Spec) { s.Process.Args = nil }, "process.args", false},
 		{"relative cwd", func(s *specs.Spec) { s.Process.Cwd = "tmp" }, "process.cwd", false},
-		{"hooks", func(s *specs.Spec) { s.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/x"}}} }, "hooks", true},
+		{"hooks", func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/x"}}} }, "hooks", true},
 		{"user namespace", ns(specs.LinuxNamespace{Type: specs.UserNamespace}), "linux.namespaces (user)", true},
 		{"network namespace", ns(specs.LinuxNamespace{Type: specs.NetworkNamespace}), "linux.namespaces (network)", true},
 		{"namespace by path", ns(specs.LinuxNamespace{Type: specs.TimeNamespace, Path: "/x"}), "linux.namespaces (time)", true},

@@ -42,6 +42,9 @@ type Plan struct {
 
 // Process is how the container's program is run.
 type Process struct {
+	// Program is the file to execute; without it Args[0] names the program.
+	Program string `json:",omitempty"`
+
 	Args []string
 	Env  []string
 	Cwd  string

@@ -1,6 +1,7 @@
 package inside
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -81,7 +82,7 @@ func (p *Process) prepare(c control, own *stdio, extra uint64) (*image, error) {
 	if changed != nil {
 		return nil, changed
 	}
-	program, held, err := lookUp(p.Args[0], env)
+	program, held, err := lookUp(cmp.Or(p.Program, p.Args[0]), env)
 	if err != nil {
 		return nil, err
 	}
