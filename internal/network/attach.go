@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 
 	agentv1 "github.com/seed-efd44b36/kata/api/agent/v1"
 	"github.com/seed-efd44b36/kata/internal/thread"
@@ -218,6 +219,12 @@ func (n *nic) join(l netlink.Link) error {
 	if err := setUp(tap, l.Attrs().MTU); err != nil {
 		return fmt.Errorf("tap device: %w", err)
 	}
+	// Before anything is done that leave would undo, which would be the other's.
+	if is, err := taken(l, tap); err != nil {
+		return fmt.Errorf("interface %s: %w", l.Attrs().Name, err)
+	} else if is {
+		return fmt.Errorf("interface %s is another virtual machine's, with which a container cannot share its network: %w", l.Attrs().Name, ErrUnsupported)
+	}
 	n.index, n.name = l.Attrs().Index, l.Attrs().Name
 	for _, pair := range [][2]netlink.Link{{l, tap}, {tap, l}} {
 		if err := redirect(pair[0], pair[1]); err != nil {
@@ -416,6 +423,36 @@ func ingress(l netlink.Link) *netlink.Ingress {
 	return &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_INGRESS, Handle: netlink.MakeHandle(0xffff, 0),
 	}}
+}
+
+// taken tells whether what arrives at an interface goes to another device of a machine,
+// which lives: someone has it open.
+func taken(l, tap netlink.Link) (bool, error) {
+	filters, err := netlink.FilterList(l, netlink.MakeHandle(0xffff, 0))
+	if err != nil {
+		return false, fmt.Errorf("list filters: %w", err)
+	}
+	for _, f := range filters {
+		u, ok := f.(*netlink.U32)
+		if !ok {
+			continue
+		}
+		for _, action := range u.Actions {
+			m, ok := action.(*netlink.MirredAction)
+			if !ok || m.Ifindex <= 0 || m.Ifindex == tap.Attrs().Index { // one that is gone has no number
+				continue
+			}
+			var gone netlink.LinkNotFoundError
+			to, err := netlink.LinkByIndex(m.Ifindex)
+			if err != nil && !errors.As(err, &gone) {
+				return false, fmt.Errorf("find the device of another machine: %w", err)
+			}
+			if err == nil && strings.HasPrefix(to.Attrs().Name, tapPrefix) && to.Attrs().RawFlags&unix.IFF_RUNNING != 0 {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 // redirect makes all that arrives at from leave through to. A discipline that

@@ -273,6 +273,26 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestTaken has two machines ask for one namespace, at once and one after the other.
+func TestTaken(t *testing.T) {
+	path, _ := pod(t)
+	first := attach(t, path, 0)
+	filters := func() string {
+		out, err := exec.Command("nsenter", "--net="+path, "tc", "filter", "show", "dev", "eth0", "ingress").CombinedOutput()
+		must(t, err)
+		return string(out)
+	}
+	before := filters()
+	if _, err := Attach(t.Context(), path, 1); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "interface eth0 is another virtual machine's") {
+		t.Errorf("a second machine: got %v", err)
+	}
+	if after := filters(); after != before || !strings.Contains(after, "mirred") {
+		t.Errorf("the first machine's filters are\n%s\nand were\n%s", after, before)
+	}
+	must(t, first.Close())
+	attach(t, path, 0)
+}
+
 func TestAttachEmpty(t *testing.T) {
 	path := newNS(t, "empty")
 	a, err := Attach(t.Context(), path, 1)
