@@ -12,11 +12,9 @@ import (
 	"strings"
 	"testing"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/seed-efd44b36/kata/test/harness"
+	"github.com/seed-efd44b36/kata/test/testimage"
 )
 
 // bundle is an OCI bundle of its own for one run.
@@ -33,19 +31,8 @@ func unpackImage(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	image, err := only(strings.TrimPrefix(ref, "oci:"))
-	if err != nil {
-		return fmt.Errorf("test image: %w", err)
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := testimage.Unpack(ctx, strings.TrimPrefix(ref, "oci:"), dir); err != nil {
 		return err
-	}
-	files := mutate.Extract(image)
-	defer files.Close()
-	tar := exec.CommandContext(ctx, "tar", "-xp", "--numeric-owner", "-C", dir)
-	tar.Stdin = files
-	if out, err := tar.CombinedOutput(); err != nil {
-		return fmt.Errorf("unpack the test image: %w: %s", err, out)
 	}
 	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, "bin", "probe"), "./probe")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -53,19 +40,6 @@ func unpackImage(ctx context.Context, dir string) error {
 		return fmt.Errorf("build the probe: %w: %s", err, out)
 	}
 	return nil
-}
-
-// only returns the image of a layout that has one.
-func only(dir string) (v1.Image, error) {
-	index, err := layout.ImageIndexFromPath(dir)
-	if err != nil {
-		return nil, err
-	}
-	m, err := index.IndexManifest()
-	if err != nil {
-		return nil, err
-	}
-	return index.Image(m.Manifests[0].Digest)
 }
 
 // newBundle makes a bundle with the standard spec and a fresh root file system.

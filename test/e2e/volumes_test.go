@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +12,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/seed-efd44b36/kata/test/testimage"
 )
 
 // TestNamedVolume: a named volume starts with what the image has in its place,
@@ -60,15 +60,7 @@ func TestAnonymousVolume(t *testing.T) {
 // imageOf reads an image of a layout that has one.
 func imageOf(t *testing.T, ref string) v1.Image {
 	t.Helper()
-	index, err := layout.ImageIndexFromPath(strings.TrimPrefix(ref, "oci:"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := index.IndexManifest()
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := index.Image(m.Manifests[0].Digest)
+	img, err := testimage.Read(strings.TrimPrefix(ref, "oci:"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,15 +90,8 @@ func withVolume(t *testing.T, path string) string {
 // unpack puts an image's files into a directory.
 func unpack(t *testing.T, ref, dir string) {
 	t.Helper()
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := testimage.Unpack(t.Context(), strings.TrimPrefix(ref, "oci:"), dir); err != nil {
 		t.Fatal(err)
-	}
-	files := mutate.Extract(imageOf(t, ref))
-	defer files.Close()
-	cmd := exec.CommandContext(t.Context(), "tar", "-xp", "--numeric-owner", "-C", dir)
-	cmd.Stdin = files
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("tar: %v\n%s", err, out)
 	}
 }
 

@@ -19,10 +19,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/seed-efd44b36/kata/test/harness"
+	"github.com/seed-efd44b36/kata/test/testimage"
 	"golang.org/x/sys/unix"
 )
 
@@ -57,7 +56,11 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	rootfs = filepath.Join(filepath.Dir(env.Data), "rootfs")
-	if err := unpack(ctx, rootfs); err != nil {
+	image, err := harness.Image(ctx, "busybox")
+	if err != nil {
+		return 1, err
+	}
+	if err := testimage.Unpack(ctx, strings.TrimPrefix(image, "oci:"), rootfs); err != nil {
 		return 1, err
 	}
 	env.Watch(shims)
@@ -72,37 +75,6 @@ func run(m *testing.M) (code int, err error) {
 		err = fmt.Errorf("left on the host after all tests:\n  %s", strings.Join(left, "\n  "))
 	}
 	return code, err
-}
-
-// unpack puts the root file system of the test image into dir.
-func unpack(ctx context.Context, dir string) error {
-	ref, err := harness.Image(ctx, "busybox")
-	if err != nil {
-		return err
-	}
-	index, err := layout.ImageIndexFromPath(strings.TrimPrefix(ref, "oci:"))
-	if err != nil {
-		return err
-	}
-	manifest, err := index.IndexManifest()
-	if err != nil {
-		return err
-	}
-	image, err := index.Image(manifest.Manifests[0].Digest)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	files := mutate.Extract(image)
-	defer files.Close()
-	tar := exec.CommandContext(ctx, "tar", "-xp", "--numeric-owner", "-C", dir)
-	tar.Stdin = files
-	if out, err := tar.CombinedOutput(); err != nil {
-		return fmt.Errorf("unpack the test image: %w: %s", err, out)
-	}
-	return nil
 }
 
 // shims looks at the kata-shims of this installation's programs, which bear no other

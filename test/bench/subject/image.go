@@ -14,13 +14,13 @@ import (
 	"path/filepath"
 	"strings"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/seed-efd44b36/kata/test/harness"
+	"github.com/seed-efd44b36/kata/test/testimage"
 )
 
 // Sizes of the files that are read: MiB.
@@ -91,7 +91,7 @@ func pages(mib int) []byte {
 // appendLayer writes the only image of a layout, with a further layer that has
 // files in /bench, and an empty directory for the volume.
 func appendLayer(from, to string, contents map[string][]byte) error {
-	base, err := only(from)
+	base, err := testimage.Read(from)
 	if err != nil {
 		return err
 	}
@@ -122,36 +122,4 @@ func appendLayer(from, to string, contents map[string][]byte) error {
 		return err
 	}
 	return out.AppendImage(image, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "latest"}))
-}
-
-// unpack writes the files of the only image of a layout into a new directory.
-func unpack(ctx context.Context, from, dir string) error {
-	image, err := only(from)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	files := mutate.Extract(image)
-	defer files.Close()
-	tar := exec.CommandContext(ctx, "tar", "-xp", "--numeric-owner", "-C", dir)
-	tar.Stdin = files
-	return finish(tar)
-}
-
-// only returns the only image of a layout.
-func only(dir string) (v1.Image, error) {
-	index, err := layout.ImageIndexFromPath(dir)
-	if err != nil {
-		return nil, err
-	}
-	m, err := index.IndexManifest()
-	if err != nil {
-		return nil, err
-	}
-	if len(m.Manifests) != 1 {
-		return nil, fmt.Errorf("%s: %d images, want 1", dir, len(m.Manifests))
-	}
-	return index.Image(m.Manifests[0].Digest)
 }

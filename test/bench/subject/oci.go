@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/seed-efd44b36/kata/test/testimage"
 )
 
 // bundles makes bundles with one root file system, which is read-only.
@@ -25,7 +26,7 @@ func newBundles(ctx context.Context, r *Rig) (*bundles, error) {
 		return nil, errors.New("bundles are made by `runc spec`, and runc is not installed: apt-get install runc")
 	}
 	b := &bundles{rig: r, rootfs: filepath.Join(r.dir, "rootfs")}
-	if err := unpack(ctx, r.image, b.rootfs); err != nil {
+	if err := testimage.Unpack(ctx, r.image, b.rootfs); err != nil {
 		return nil, fmt.Errorf("unpack the image: %w", err)
 	}
 	dir := filepath.Join(r.dir, "template")

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/seed-efd44b36/kata/test/testimage"
 )
 
 func TestTinyProgramRuns(t *testing.T) {
@@ -166,7 +167,7 @@ func TestImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	rootfs := filepath.Join(dir, "rootfs")
-	if err := unpack(t.Context(), filepath.Join(dir, "image"), rootfs); err != nil {
+	if err := testimage.Unpack(t.Context(), filepath.Join(dir, "image"), rootfs); err != nil {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile(filepath.Join(rootfs, Hello)); err != nil || string(data) != string(hello()) {
