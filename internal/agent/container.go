@@ -463,16 +463,25 @@ func (a *Agent) SignalProcess(_ context.Context, r *agentv1.SignalProcessRequest
 	case r.GetSignal() > 64:
 		err = fmt.Errorf("signal %d: %w", r.GetSignal(), errInvalid)
 	case r.GetAll() && sig == unix.SIGKILL:
-		err = c.group.Kill()
+		// Until it is started, its first process is not in the group.
+		err = errors.Join(c.group.Kill(), notDone(p.Signal(sig)))
 	case r.GetAll():
 		err = c.group.Signal(sig)
 	default:
 		err = p.Signal(sig)
 	}
-	if err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err = notDone(err); err != nil {
 		return nil, fail(err)
 	}
 	return &agentv1.SignalProcessResponse{}, nil
+}
+
+// notDone is err, unless it says that the process has ended.
+func notDone(err error) error {
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
 }
 
 // WaitProcess implements the service.

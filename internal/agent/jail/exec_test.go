@@ -410,3 +410,37 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestTheCopyAtItsGateHasNoMore than the process is to have, which the container sees:
+// not what it took to enter a time namespace, nor what it took to set limits.
+func TestTheCopyAtItsGateHasNoMore(t *testing.T) {
+	c := startSleeper(t, func(conf *Config) {
+		conf.Spec.Linux.Namespaces = append(conf.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+	})
+	p := process("true")
+	p.Capabilities, p.NoNewPrivileges = nil, true
+	proc, err := c.Exec(deadline(t), ExecConfig{Process: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It gets there after its pid is known.
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for ctx := deadline(t); ; {
+		status, err := os.ReadFile("/proc/" + itoa(proc.PID()) + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		without := func(set string) bool { return strings.Contains(string(status), set+":\t0000000000000000\n") }
+		if without("CapPrm") && without("CapEff") && without("CapInh") && without("CapAmb") {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("it keeps capabilities:\n%s", status)
+		}
+	}
+	proc.discard()
+	<-proc.Done()
+}

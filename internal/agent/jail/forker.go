@@ -98,6 +98,10 @@ func (j *Jailer) order(ctx context.Context, p *inside.Plan, s Stdio, join []*os.
 	files = append(append([]*os.File{theirs}, files...), join...)
 	j.forker.mu.Lock()
 	defer j.forker.mu.Unlock()
+	if err := ctx.Err(); err != nil { // before there is half a plan
+		_ = ours.Close()
+		return nil, err
+	}
 	conn, err := j.forkerConn()
 	if err == nil {
 		late, ok := ctx.Deadline()

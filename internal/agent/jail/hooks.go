@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -26,7 +27,7 @@ const (
 	maxHookOutput = 500
 	// bundleAnnotation has the path of the bundle on the host, which internal/spec
 	// writes for the state that hooks are given.
-	bundleAnnotation = "bundle"
+	bundleAnnotation = "io.katacontainers.bundle"
 )
 
 // runHooks runs the "startContainer" hooks of the spec, one after the other: in the
@@ -79,7 +80,7 @@ func (c *Container) runHook(ctx context.Context, h specs.Hook, state []byte) err
 	if h.Timeout != nil {
 		timeout = time.Duration(*h.Timeout) * time.Second
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it did not end in %s", timeout))
 	defer cancel()
 	process := *c.spec.Process
 	process.Args, process.Env, process.Terminal = h.Args, h.Env, false
@@ -109,25 +110,31 @@ func (c *Container) runHook(ctx context.Context, h specs.Hook, state []byte) err
 	defer func() { _ = output.Close() }()
 	if err == nil {
 		if err = p.Start(ctx); err == nil {
-			err = p.awaitHook(ctx, timeout)
+			err = p.awaitHook(ctx, c.init.Done())
 		}
 		p.discard()
 	}
 	_ = input.SetWriteDeadline(time.Now())
 	_ = output.SetReadDeadline(time.Now().Add(hookOutputTime))
 	work.Wait()
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil && said.Len() > 0 {
 		return fmt.Errorf("%w: %q", err, said.Bytes())
 	}
 	return err
 }
 
-// awaitHook waits for the end of a hook, which has to be a success.
-func (p *Process) awaitHook(ctx context.Context, timeout time.Duration) error {
+// awaitHook waits for the end of a hook, which has to be a success, or of the process
+// that it is run for: where they share a pid namespace the kernel does not end it then.
+func (p *Process) awaitHook(ctx context.Context, initDone <-chan struct{}) error {
 	select {
 	case <-p.Done():
+	case <-initDone:
+		return errors.New("the container's process has ended meanwhile")
 	case <-ctx.Done():
-		return fmt.Errorf("it did not end in %s", timeout)
+		return context.Cause(ctx)
 	}
 	if code := p.Child().ExitCode(); code != 0 {
 		return fmt.Errorf("exit status %d", code)

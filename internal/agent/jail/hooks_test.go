@@ -2,10 +2,15 @@ package jail
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // hooked is a container with hooks that are shell scripts. Argument zero is another
@@ -24,7 +29,7 @@ func TestStartHooks(t *testing.T) {
 	needRoot(t)
 	s := hooked(newRootfs(t), "cat /seen/it; echo program", `cat > /seen/it; echo >> /seen/it`, `echo $OF $(hostname) >> /seen/it`)
 	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/seen", Type: "tmpfs", Source: "tmpfs"})
-	s.Annotations = map[string]string{"bundle": "/b", "a": "b"}
+	s.Annotations = map[string]string{bundleAnnotation: "/b", "a": "b"}
 	r := runJail(t, jailer(t), s)
 	lines := strings.Split(strings.TrimSpace(r.out), "\n")
 	if r.code != 0 || len(lines) != 3 {
@@ -78,5 +83,45 @@ func TestStartHookFails(t *testing.T) {
 		if out := text(); out != "" {
 			t.Errorf("%s: the container says %q", tc.name, out)
 		}
+	}
+}
+
+// A hook that hangs does not hold up the end of its container, whose process may be
+// killed meanwhile: in another's pid namespace the kernel leaves the hook alone.
+func TestStartHookOfAKilledContainer(t *testing.T) {
+	needRoot(t)
+	ctx := deadline(t)
+	rootfs := newRootfs(t)
+	s := hooked(rootfs, "echo program", "echo > /begun; while :; do :; done")
+	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+	w, text := output(t)
+	c, err := jailer(t).Create(ctx, Config{ID: "test", Spec: s, Stdio: Stdio{Out: w, Err: w}})
+	_ = w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := make(chan error, 1)
+	go func() { started <- c.Start(ctx) }()
+	for tick := time.NewTicker(5 * time.Millisecond); ; {
+		if _, err := os.Stat(filepath.Join(rootfs, "begun")); err == nil {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("the hook does not begin")
+		}
+	}
+	if err := c.Init().Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-started; err == nil || !strings.Contains(err.Error(), "ended meanwhile") {
+		t.Errorf("start: %v", err)
+	}
+	if err := c.Delete(ctx); err != nil {
+		t.Error(err)
+	}
+	if out := text(); out != "" {
+		t.Errorf("the container says %q", out)
 	}
 }

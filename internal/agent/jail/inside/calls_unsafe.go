@@ -30,6 +30,27 @@ func (c *call) do() syscall.Errno {
 	return errno
 }
 
+// capabilityCall takes what was needed until here and is not the program's. What is
+// left above that is for the filter.
+func (p *Process) capabilityCall() call {
+	extra := uint64(0)
+	if len(p.Filter) > 0 && !p.NoNewPrivs {
+		extra |= 1 << unix.CAP_SYS_ADMIN
+	}
+	// The kernel leaves out those that it does not know.
+	set := &struct {
+		header unix.CapUserHeader
+		data   [2]unix.CapUserData
+	}{
+		unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3},
+		capabilityData(p.Effective|extra, p.Permitted|extra, p.Inheritable),
+	}
+	return call{
+		what: "drop capabilities", number: unix.SYS_CAPSET, pointer: unsafe.Pointer(set),
+		args: [4]uintptr{0, uintptr(unsafe.Pointer(&set.data))}, // of what pointer keeps
+	}
+}
+
 func affinityCall(cpus []int) call {
 	set := new(unix.CPUSet)
 	for _, c := range cpus {

@@ -26,6 +26,7 @@ type image struct {
 	control uintptr // descriptor
 	time    uintptr // descriptor of a time namespace to enter, 0 for none
 	held    uintptr // descriptor of the program, until the execve
+	answer  pidAnswer
 }
 
 func newImage(program string, args, env []string, filter []unix.SockFilter, flags uint) (*image, error) {

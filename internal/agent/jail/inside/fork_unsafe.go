@@ -1,7 +1,11 @@
 package inside
 
 import (
+	"bytes"
+	"encoding/json"
+	"math"
 	"runtime"
+	"strconv"
 	"syscall"
 	"unsafe"
 
@@ -41,12 +45,53 @@ func (i *image) fork(s *stdio, tty bool, calls []call) (pid int, failed step, er
 		i.become(i.enter(tty, &none, calls))
 	}
 	_ = setSignalMask(&before, nil)
-	runtime.KeepAlive(i)
 	runtime.KeepAlive(calls)
 	if errno != 0 {
 		return 0, stepFork, errno
 	}
+	i.answer.send(n)
+	runtime.KeepAlive(i)
 	return int(n), 0, 0
+}
+
+// pidAnswer is an answer to the agent, with room for a pid.
+type pidAnswer struct {
+	message []byte // nil: none is to be sent
+	digits  []byte // of the message, the pid's
+	sent    bool
+}
+
+// newPIDAnswer makes the message ahead: it is sent where nothing can be allocated.
+func newPIDAnswer() (pidAnswer, error) {
+	body, err := json.Marshal(answer{PID: math.MaxInt32})
+	if err != nil {
+		return pidAnswer{}, err
+	}
+	var a pidAnswer
+	a.message, _ = frame(body, nil)
+	largest := strconv.Itoa(math.MaxInt32)
+	at := bytes.LastIndex(a.message, []byte(largest))
+	a.digits = a.message[at : at+len(largest)]
+	return a, nil
+}
+
+// send sends the pid to ControlFD, padded with blanks, which JSON allows.
+//
+//go:nosplit
+func (a *pidAnswer) send(pid uintptr) {
+	if len(a.message) == 0 {
+		return
+	}
+	for n := len(a.digits) - 1; n >= 0; n-- {
+		a.digits[n] = ' '
+		if pid > 0 {
+			a.digits[n] = byte('0' + pid%10)
+		}
+		pid /= 10
+	}
+	// The kernel reads the message only.
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, ControlFD, uintptr(unsafe.Pointer(&a.message[0])), uintptr(len(a.message)), unix.MSG_NOSIGNAL, 0, 0)
+	a.sent = errno == 0 && int(n) == len(a.message)
 }
 
 //go:norace

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"syscall"
 
 	"github.com/seed-efd44b36/kata/internal/agent/jail/pty"
 	"golang.org/x/sys/unix"
@@ -65,6 +66,9 @@ type delivery struct {
 	image    *image // nil before it is known
 	pid      int
 	answered bool // the agent has been told pid
+	// failed and errno are what fork says.
+	failed step
+	errno  syscall.Errno
 }
 
 // deliver makes the process and tells the agent. The thread that does it has in the
@@ -79,6 +83,9 @@ func deliver(c control, p *Plan, files []*os.File) {
 		err = d.make(c, p, files)
 	})
 	thread.Wait()
+	if d.errno != 0 {
+		err = p.Process.failureAt(d.failed, d.errno)
+	}
 	var master *os.File
 	if d.terminal != nil {
 		defer closeAll([]*os.File{d.terminal.Master, d.terminal.Slave})
@@ -139,6 +146,7 @@ func (d *delivery) make(c control, p *Plan, files []*os.File) error {
 	if err != nil {
 		return err
 	}
+	calls = append(calls, p.Process.capabilityCall())
 	// Which the calls may need.
 	extra := uint64(1<<unix.CAP_SYS_RESOURCE | 1<<unix.CAP_SYS_NICE)
 	if p.Time {
@@ -156,15 +164,16 @@ func (d *delivery) make(c control, p *Plan, files []*os.File) error {
 	if d.time != nil {
 		d.image.time = d.time.Fd()
 	}
-	pid, failed, errno := d.image.fork(d.own, d.terminal != nil, calls)
-	if errno != 0 {
-		return p.Process.failureAt(failed, errno)
-	}
-	d.pid = pid
 	if d.terminal == nil {
-		// The thread still has its end of the socket. To end the thread, and to have
-		// another do the rest, takes as long as half of what was done until here.
-		d.answered = answer{PID: int32(pid)}.send(ControlFD, nil) == nil
+		// The thread still has its end of the socket then. To end the thread, and to
+		// have another do the rest, takes as long as half of what was done until here.
+		if d.image.answer, err = newPIDAnswer(); err != nil {
+			return err
+		}
 	}
+	// Afterwards nothing may be allocated: the runtime's own descriptors are not the
+	// thread's any more, and a collection that begins or ends on it needs them.
+	d.pid, d.failed, d.errno = d.image.fork(d.own, d.terminal != nil, calls)
+	d.answered = d.image.answer.sent
 	return nil
 }

@@ -105,9 +105,7 @@ func (p *Process) dropBounding() (last uint, err error) {
 	return last, nil
 }
 
-func setCapabilities(effective, permitted, inheritable uint64) error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
+func capabilityData(effective, permitted, inheritable uint64) (data [2]unix.CapUserData) {
 	for i := range data {
 		shift := 32 * i
 		data[i] = unix.CapUserData{
@@ -116,6 +114,12 @@ func setCapabilities(effective, permitted, inheritable uint64) error {
 			Inheritable: uint32(inheritable >> shift),
 		}
 	}
+	return data
+}
+
+func setCapabilities(effective, permitted, inheritable uint64) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	data := capabilityData(effective, permitted, inheritable)
 	if err := unix.Capset(&header, &data[0]); err != nil {
 		return fmt.Errorf("set capabilities: %w", err)
 	}
