@@ -29,11 +29,7 @@ func (a *app) gcCommand() *cobra.Command {
 				err = errors.Join(err, derr)
 			}
 			err = errors.Join(err, a.containers.sweep(), owner.Store(a.conf).Sweep())
-			dirs, derr := a.containers.dirs()
-			if derr != nil {
-				return errors.Join(err, derr)
-			}
-			layers, ierr := a.images.GC(cmd.Context(), dirs)
+			layers, ierr := a.images.GC(cmd.Context(), a.containers.dirs)
 			fmt.Fprintf(a.out, "image layers: %d removed\n", layers)
 			return errors.Join(err, ierr)
 		},

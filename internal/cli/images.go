@@ -134,10 +134,7 @@ func (a *app) rmiCommand() *cobra.Command {
 				}
 				fmt.Fprintln(a.out, img.Name)
 			}
-			dirs, err := a.containers.dirs()
-			if err == nil {
-				_, err = a.images.GC(cmd.Context(), dirs)
-			}
+			_, err := a.images.GC(cmd.Context(), a.containers.dirs)
 			return errors.Join(append(errs, err)...)
 		},
 	}

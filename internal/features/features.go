@@ -29,7 +29,7 @@ func OCI() oci.Features {
 			"bind", "rbind", "ro", "rro", "rw", "nosuid", "nodev", "noexec", "noatime", "relatime", "private", "rprivate", "slave", "rslave",
 		},
 		Linux: &oci.Linux{
-			Namespaces:      []string{"cgroup", "ipc", "mount", "network", "pid", "uts"},
+			Namespaces:      []string{"cgroup", "ipc", "mount", "network", "pid", "time", "uts"},
 			Cgroup:          &oci.Cgroup{V1: &no, V2: &yes, Systemd: &no, SystemdUser: &no, Rdma: &no},
 			Seccomp:         &oci.Seccomp{Enabled: &yes},
 			Apparmor:        &oci.Apparmor{Enabled: &no},

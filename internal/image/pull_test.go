@@ -345,7 +345,7 @@ func TestPullDamaged(t *testing.T) {
 			if err != nil || len(images) != 0 {
 				t.Errorf("images = %v, %v, want none", images, err)
 			}
-			if _, err := s.GC(t.Context(), nil); err != nil {
+			if _, err := s.GC(t.Context(), keep()); err != nil {
 				t.Error(err)
 			}
 			checkEmpty(t, s)
@@ -412,6 +412,10 @@ func TestPullAtOnce(t *testing.T) {
 	checkMount(t, s, img)
 }
 
+func keep(dirs ...string) func() ([]string, error) {
+	return func() ([]string, error) { return dirs, nil }
+}
+
 func TestGC(t *testing.T) {
 	layertest.NeedRoot(t)
 	s := openStore(t)
@@ -422,7 +426,7 @@ func TestGC(t *testing.T) {
 	if err := os.MkdirAll(s.path("tmp", "layer-left", "fs"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.GC(t.Context(), nil); n != 0 || err != nil {
+	if n, err := s.GC(t.Context(), keep()); n != 0 || err != nil {
 		t.Errorf("gc = %d, %v, want 0: the image is in the index", n, err)
 	}
 	checkMount(t, s, img)
@@ -436,7 +440,7 @@ func TestGC(t *testing.T) {
 	if _, err := s.Mount(img, container); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.GC(t.Context(), []string{t.TempDir(), container}); n != 0 || err != nil {
+	if n, err := s.GC(t.Context(), keep(t.TempDir(), container)); n != 0 || err != nil {
 		t.Errorf("gc = %d, %v, want 0: the layers are in use", n, err)
 	}
 	release, err := s.Hold(t.Context())
@@ -445,11 +449,11 @@ func TestGC(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.GC(ctx, nil); !errors.Is(err, context.Canceled) {
+	if _, err := s.GC(ctx, keep()); !errors.Is(err, context.Canceled) {
 		t.Errorf("gc while the store is held: %v, want to wait", err)
 	}
 	release()
-	if n, err := s.GC(t.Context(), nil); n != 2 || err != nil {
+	if n, err := s.GC(t.Context(), keep()); n != 2 || err != nil {
 		t.Errorf("gc = %d, %v, want 2", n, err)
 	}
 	checkEmpty(t, s)

@@ -274,10 +274,10 @@ func (s *Store) Hold(ctx context.Context) (release func(), err error) {
 }
 
 // GC removes layers that belong neither to an image in the index nor to a
-// container (dirs are the directories given to [Store.Mount] that are to be
-// kept), and what interrupted pulls have left. It waits for pulls and holders
-// to end. It returns the number of layers removed.
-func (s *Store) GC(ctx context.Context, dirs []string) (int, error) {
+// container, and what interrupted pulls have left. It waits for pulls and holders
+// to end, and then asks for the directories given to [Store.Mount] that are to be
+// kept. It returns the number of layers removed.
+func (s *Store) GC(ctx context.Context, kept func() ([]string, error)) (int, error) {
 	if _, err := os.Stat(s.dir); errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
@@ -290,6 +290,10 @@ func (s *Store) GC(ctx context.Context, dirs []string) (int, error) {
 	}
 	defer lock.Close()
 	idx, err := s.readIndex()
+	if err != nil {
+		return 0, err
+	}
+	dirs, err := kept()
 	if err != nil {
 		return 0, err
 	}

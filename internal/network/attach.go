@@ -216,14 +216,14 @@ func (n *nic) join(l netlink.Link) error {
 	if err != nil {
 		return fmt.Errorf("tap device: %w", err)
 	}
-	if err := setUp(tap, l.Attrs().MTU); err != nil {
-		return fmt.Errorf("tap device: %w", err)
-	}
 	// Before anything is done that leave would undo, which would be the other's.
 	if is, err := taken(l, tap); err != nil {
 		return fmt.Errorf("interface %s: %w", l.Attrs().Name, err)
 	} else if is {
-		return fmt.Errorf("interface %s is another virtual machine's, with which a container cannot share its network: %w", l.Attrs().Name, ErrUnsupported)
+		return fmt.Errorf("interface %s is another virtual machine's, with which a container cannot share its network; run both in one pod, or by kata-runtime: %w", l.Attrs().Name, ErrUnsupported)
+	}
+	if err := setUp(tap, l.Attrs().MTU); err != nil {
+		return fmt.Errorf("tap device: %w", err)
 	}
 	n.index, n.name = l.Attrs().Index, l.Attrs().Name
 	for _, pair := range [][2]netlink.Link{{l, tap}, {tap, l}} {

@@ -142,7 +142,11 @@ func Spawn(ctx context.Context, o SpawnOptions) (*Client, error) {
 		}
 		// Its log goes with the rest.
 		said, _ := os.ReadFile(filepath.Join(o.Config.Runtime.StateDir, o.ID, owner.LogFile))
-		return nil, abandon(fmt.Errorf("start kata-proxy: it ended without a word (%w); its log: %q", orEOF(err), said[max(0, len(said)-lastWords):]))
+		what := "it ended without a word"
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			what = fmt.Sprintf("it said nothing for %s; is this host overloaded?", readyTimeout)
+		}
+		return nil, abandon(fmt.Errorf("start kata-proxy: %s (%w); the end of its log: %q", what, orEOF(err), said[max(0, len(said)-lastWords):]))
 	}
 	c, err := Dial(ctx, o.Config.Runtime.StateDir, o.ID)
 	if err != nil {

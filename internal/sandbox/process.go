@@ -83,7 +83,11 @@ func (p *Process) OpenStdio(ctx context.Context, fd int) (link.Stream, error) {
 // then ended, with code 127 or 126.
 func (p *Process) Start(ctx context.Context) (guestPID int, err error) {
 	s := p.c.s
-	ctx, done, err := s.Begin(ctx, s.createTimeout())
+	limit := s.createTimeout()
+	if p.id == "" {
+		limit += p.c.hooks.InGuest
+	}
+	ctx, done, err := s.Begin(ctx, limit)
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", p.name(), err)
 	}

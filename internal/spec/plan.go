@@ -4,6 +4,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -134,6 +135,8 @@ type DeviceLimits struct {
 
 // Hooks are those of the spec that run in the host's namespaces.
 type Hooks struct {
+	// InGuest is how long the others may take, "startContainer", all together.
+	InGuest time.Duration
 	// BeforeCreate: "prestart" and "createRuntime". AfterStart: "poststart".
 	// AfterStop: "poststop".
 	BeforeCreate, AfterStart, AfterStop []specs.Hook

@@ -7,7 +7,9 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -99,7 +101,26 @@ func (t *translation) hostPath(p string) string {
 
 // bundleAnnotation has the path of the bundle, for the state that the guest gives to
 // hooks (internal/agent/jail).
-const bundleAnnotation = "bundle"
+const bundleAnnotation = "io.katacontainers.bundle"
+
+const (
+	// maxHookSeconds is the longest timeout of a hook: a day.
+	maxHookSeconds = 24 * 60 * 60
+	// hookTimeout is that of one in the guest that names none (internal/agent/jail).
+	hookTimeout = 30 * time.Second
+)
+
+// together is the sum of the hooks' timeouts.
+func together(hooks []specs.Hook) (sum time.Duration) {
+	for _, h := range hooks {
+		if h.Timeout == nil {
+			sum += hookTimeout
+		} else {
+			sum += time.Duration(*h.Timeout) * time.Second
+		}
+	}
+	return sum
+}
 
 func (t *translation) hooks(g *specs.Spec) {
 	h := g.Hooks
@@ -117,6 +138,7 @@ func (t *translation) hooks(g *specs.Spec) {
 		g.Annotations[bundleAnnotation] = t.opts.Bundle
 	}
 	t.plan.Hooks = Hooks{
+		InGuest:      together(h.StartContainer),
 		BeforeCreate: slices.Concat(h.Prestart, h.CreateRuntime), //nolint:staticcheck // engines still use it
 		AfterStart:   h.Poststart,
 		AfterStop:    h.Poststop,
@@ -129,8 +151,8 @@ func (t *translation) hooks(g *specs.Spec) {
 			if !filepath.IsAbs(hook.Path) {
 				t.invalid(field, "path %q is not absolute", hook.Path)
 			}
-			if hook.Timeout != nil && *hook.Timeout <= 0 {
-				t.invalid(field, "timeout of %q is not greater than zero", hook.Path)
+			if hook.Timeout != nil && (*hook.Timeout <= 0 || *hook.Timeout > maxHookSeconds) {
+				t.invalid(field, "timeout %s of %q is not between 1 and %s seconds", strconv.Itoa(*hook.Timeout), hook.Path, strconv.Itoa(maxHookSeconds))
 			}
 		}
 	}

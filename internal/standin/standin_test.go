@@ -41,7 +41,7 @@ func refused(t *testing.T, text string) string {
 	return string(got)
 }
 
-// A process of a sandbox that is not there is an error, and nothing stays open.
+// A process of a sandbox that is not there is an error.
 func TestJoinNothing(t *testing.T) {
 	if j, err := join(t.Context(), Process{StateDir: t.TempDir(), Sandbox: "none", Container: "c"}); err == nil {
 		j.close()

@@ -65,7 +65,7 @@ func measurements() []measurement {
 	list := []measurement{
 		{
 			Section: result.Section{Name: "start", Title: "Start of a container", About: "A container that writes a word and ends, one at a time. Processor time is that of everything that the start has caused, containerd's too, until all is quiet again."},
-			fronts:  append([]string{noFront}, all...), full: 20, quick: 3,
+			fronts:  append([]string{noFront}, all...), full: 12, quick: 3,
 			units: []result.Unit{
 				{Name: "first", What: "to the first output", Unit: "s"},
 				{Name: "wall", What: "until all is gone", Unit: "s"},
@@ -75,7 +75,7 @@ func measurements() []measurement {
 		},
 		{
 			Section: result.Section{Name: "agent", Title: "Start of the guest", About: "Of the time line of `kata run --trace`: from the start of QEMU to the agent's first answer."},
-			fronts:  []string{subject.CLI}, full: 20, quick: 3,
+			fronts:  []string{subject.CLI}, full: 12, quick: 3,
 			units:   []result.Unit{{Name: "answer", What: "QEMU to the agent's first answer", Unit: "ms"}},
 			measure: agent,
 		},
@@ -98,7 +98,7 @@ func measurements() []measurement {
 		},
 		measurement{
 			Section: result.Section{Name: "exec", Title: "Exec in a running container", About: "A static program of 150 bytes that writes a word."},
-			fronts:  all, standing: 1, full: 40, quick: 15,
+			fronts:  all, standing: 1, full: 25, quick: 15,
 			units:   []result.Unit{{Name: "wall", What: "until it has ended", Unit: "ms"}},
 			measure: execute,
 		},
@@ -108,7 +108,7 @@ func measurements() []measurement {
 				About: "Each until it has ended, of a container without anything else below its `--root`. " +
 					"It is created, started and looked at; `exec` runs a static program of 150 bytes; it is killed, and deleted when it has stopped. `run` is of one that writes a word and ends.",
 			},
-			fronts: []string{subject.OCI}, full: 15, quick: 5,
+			fronts: []string{subject.OCI}, full: 10, quick: 5,
 			units:   verbUnits(),
 			measure: verbs,
 		},
@@ -120,19 +120,19 @@ func measurements() []measurement {
 		},
 		measurement{
 			Section: result.Section{Name: "files-rootfs", Title: "Root file system", Family: "Files", About: aboutFiles},
-			fronts:  []string{subject.Ctr}, full: 5, quick: 1, units: files,
+			fronts:  []string{subject.Ctr}, full: 2, quick: 1, units: files,
 			measure: func(ctx context.Context, t trial) (figures, error) { return access(ctx, t, subject.Data, subject.Data) },
 		},
 		measurement{
 			Section: result.Section{Name: "files-volume", Title: "Volume", Family: "Files", About: aboutFiles},
-			fronts:  []string{subject.Ctr}, full: 5, quick: 1, units: files,
+			fronts:  []string{subject.Ctr}, full: 2, quick: 1, units: files,
 			measure: func(ctx context.Context, t trial) (figures, error) {
 				return access(ctx, t, subject.Volume, subject.Volume)
 			},
 		},
 		measurement{
 			Section: result.Section{Name: "network", Title: "Network", About: "One TCP connection for two seconds, by `test/bench/load` on both sides: from the host's end of the pods' bridge to a pod, and from one pod to another."},
-			fronts:  []string{subject.CRI}, standing: 2, full: 5, quick: 2,
+			fronts:  []string{subject.CRI}, standing: 2, full: 3, quick: 2,
 			units: []result.Unit{
 				{Name: "in", What: "host to pod", Unit: "MB/s", More: true},
 				{Name: "between", What: "pod to pod", Unit: "MB/s", More: true},
@@ -191,7 +191,7 @@ func atOnce(n int) measurement {
 			About: "Containers that start at the same time, and stay. The time is until the last has started. Then, after five seconds: what all of their processes take, divided by their number (QEMU with the guest and all in it, shim, proxy, file server, sandbox, gofer, the container's own; not containerd).",
 		},
 		fronts: []string{subject.CLI, subject.Ctr, subject.CRI, subject.OCI},
-		full:   3, quick: 1,
+		full:   2, quick: 1,
 		units: []result.Unit{
 			{Name: "wall", What: "until the last has started", Unit: "s"},
 			{Name: "cpu", What: "processor time of each", Unit: "s"},

@@ -220,7 +220,7 @@ func TestRelativeConfig(t *testing.T) {
 	}
 }
 
-// TestImagesAreRemoved: by name or id, with what only they need.
+// TestImagesAreRemoved: with the layers that only they need.
 func TestImagesAreRemoved(t *testing.T) {
 	t.Parallel()
 	e := installation(t, "")

@@ -18,10 +18,9 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/seed-efd44b36/kata/test/harness"
+	"github.com/seed-efd44b36/kata/test/testimage"
 )
 
 // Engine is a command line to run containers with: `docker` or `podman`, with
@@ -113,19 +112,8 @@ func (e *Engine) Load(ctx context.Context, image string) error {
 
 // writeArchive writes the only image of a layout in the form of `docker save`.
 func writeArchive(w io.Writer, dir, image string) error {
-	index, err := layout.ImageIndexFromPath(dir)
+	img, err := testimage.Read(dir)
 	if err != nil {
-		return err
-	}
-	manifest, err := index.IndexManifest()
-	if err != nil {
-		return err
-	}
-	if n := len(manifest.Manifests); n != 1 {
-		return fmt.Errorf("%s has %d images, not one", dir, n)
-	}
-	var img v1.Image
-	if img, err = index.Image(manifest.Manifests[0].Digest); err != nil {
 		return err
 	}
 	tag, err := name.NewTag(image)

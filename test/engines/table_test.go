@@ -67,6 +67,9 @@ func TestDocker(t *testing.T) {
 // TestRecentDocker is TestDocker with a release that finds a shim by its name, and
 // gives a container its network when the task is there.
 func TestRecentDocker(t *testing.T) {
+	if errRecent != nil {
+		t.Fatal(errRecent)
+	}
 	checkDocker(t, recent, map[string]DockerOptions{
 		"runc": {},
 		"kata": {Runtime: "kata"},

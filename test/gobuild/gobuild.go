@@ -1,16 +1,20 @@
 // Package gobuild builds programs of other Go modules, for tests and benchmarks
-// to compare with. Each version of a module gets a directory in the user's cache
-// with a go.mod of its own, so that ours does not depend on all of theirs.
+// to compare with. Each version of a module, and way to build it, gets a directory in the
+// user's cache with a go.mod of its own, so that ours does not depend on all of theirs.
 package gobuild
 
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,12 +41,18 @@ func (p Program) Build(ctx context.Context) (dir string, err error) {
 	return dir, nil
 }
 
+// key stands for what makes another program of the same version.
+func (p Program) key() string {
+	h := sha256.Sum256([]byte(strings.Join(append(append([]string{runtime.Version()}, p.Packages...), p.Flags...), "\x00")))
+	return hex.EncodeToString(h[:4])
+}
+
 func (p Program) build(ctx context.Context) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(cache, "kata-test", p.Name+"-"+p.Version)
+	dir := filepath.Join(cache, "kata-test", p.Name+"-"+p.Version+"-"+p.key())
 	bin := filepath.Join(dir, "bin")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err

@@ -4,11 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"errors"
 	"io"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -36,7 +34,7 @@ func images(ctx context.Context) (map[string]image, error) {
 		if err != nil {
 			return nil, err
 		}
-		if base[name], err = load(path); err != nil {
+		if base[name], err = testimage.Read(path); err != nil {
 			return nil, err
 		}
 	}
@@ -81,22 +79,6 @@ func images(ctx context.Context) (map[string]image, error) {
 		"ghcr.io/containerd/volume-ownership:2.1":                {Image: ownership, key: "VolumeOwnership"},
 		"ghcr.io/containerd/nginx:1.27.0":                        {Image: busybox, key: "Nginx"},
 	}, nil
-}
-
-// load opens the only image of the layout.
-func load(dir string) (v1.Image, error) {
-	index, err := layout.ImageIndexFromPath(dir)
-	if err != nil {
-		return nil, err
-	}
-	manifest, err := index.IndexManifest()
-	if err != nil {
-		return nil, err
-	}
-	if len(manifest.Manifests) != 1 {
-		return nil, errors.New(dir + ": not one image")
-	}
-	return index.Image(manifest.Manifests[0].Digest)
 }
 
 // entry is a file, or with a slash at its end a directory.

@@ -214,7 +214,10 @@ func (b *birth) boot(ctx context.Context) (err error) {
 	}
 	b.undo.Push("sandbox", func(ctx context.Context) error {
 		// Should kata-proxy have died, what it left is removed here.
-		return errors.Join(b.client.End(ctx), b.a.collect(ctx, b.place.sandbox))
+		if err := b.client.End(ctx); err != nil {
+			return err
+		}
+		return b.a.collect(ctx, b.place.sandbox)
 	})
 	limits, err := pod.Resources(b.spec)
 	if err != nil {

@@ -43,9 +43,8 @@ func (o *oci) verbTimes(ctx context.Context) (_ map[string]float64, err error) {
 		return nil, err
 	}
 	defer func() {
-		// The end of a life that was cut short; a whole one has left nothing.
-		if derr := (&ociContainer{o, id}).Remove(ctx); err != nil {
-			err = errors.Join(err, derr)
+		if err != nil { // a life that was cut short; a whole one has left nothing
+			err = errors.Join(err, (&ociContainer{o, id}).Remove(ctx))
 		}
 	}()
 	times := map[string]float64{}
