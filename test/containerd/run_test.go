@@ -332,7 +332,8 @@ func TestExec(t *testing.T) {
 		t.Run("terminal", func(t *testing.T) {
 			args := []string{"tasks", "exec", "--fifo-dir", c.Fifos, "--exec-id", newID(t), "--tty", id, "sh"}
 			tt := harness.AtTerminal(t, c.Ctr(t.Context(), args...), 90, 20)
-			tt.Press("stty size\n")
+			// ctr tells the size after the start.
+			tt.Press("until stty size | grep '20.90'; do sleep 0.1; done\n")
 			tt.See("20 90")
 			tt.Press("exit 4\n")
 			if code := tt.Exit(); code != 4 {
