@@ -34,11 +34,7 @@ func (a *app) consoleCommand() *cobra.Command {
 		Short: "Print what the guest's kernel and agent have written to its console",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			t, err := a.find(args[0])
-			if err != nil {
-				return err
-			}
-			c, err := proxy.Dial(cmd.Context(), a.conf.Runtime.StateDir, t.sandbox.ID)
+			_, c, err := a.dial(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

@@ -1,11 +1,13 @@
 package oci
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/seed-efd44b36/kata/internal/printable"
+	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/sandbox/report"
 )
 
@@ -27,6 +29,16 @@ type target struct {
 func (a *app) find(name string) (target, error) {
 	st, c, err := report.Find(a.conf.Runtime.StateDir, name)
 	return target{sandbox: st, container: c}, err
+}
+
+// dial finds it, and connects to its sandbox's owner. The client is the caller's.
+func (a *app) dial(ctx context.Context, name string) (target, *proxy.Client, error) {
+	t, err := a.find(name)
+	if err != nil {
+		return t, nil, err
+	}
+	c, err := proxy.Dial(ctx, a.conf.Runtime.StateDir, t.sandbox.ID)
+	return t, c, err
 }
 
 // work is the container that is meant where one has to be: of a pod, the only one

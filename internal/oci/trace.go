@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"github.com/seed-efd44b36/kata/internal/proxy"
 	"github.com/seed-efd44b36/kata/internal/timeline/chart"
 	"github.com/spf13/cobra"
 )
@@ -13,11 +12,7 @@ func (a *app) traceCommand() *cobra.Command {
 		Short: "Print how long the steps of its start took",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			t, err := a.find(args[0])
-			if err != nil {
-				return err
-			}
-			c, err := proxy.Dial(cmd.Context(), a.conf.Runtime.StateDir, t.sandbox.ID)
+			t, c, err := a.dial(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

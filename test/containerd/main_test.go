@@ -42,15 +42,7 @@ var (
 	daemons pool
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	code, err := run(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "containerd:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { harness.Main(m, "containerd", run) }
 
 // maxParallel is how many tests run at a time at most, each of which has a
 // virtual machine.

@@ -5,9 +5,7 @@ package engines
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -22,15 +20,7 @@ var (
 	errRecent error
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	code, err := start(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "engines:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { harness.Main(m, "engines", start) }
 
 func start(m *testing.M) (code int, err error) {
 	// To build it takes a network that leads somewhere, the first time. Without it the

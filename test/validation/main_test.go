@@ -8,7 +8,6 @@ package validation
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -34,15 +33,7 @@ var (
 	roots string
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	code, err := run(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "validation:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { harness.Main(m, "validation", run) }
 
 func run(m *testing.M) (code int, err error) {
 	ctx := context.Background()
